@@ -20,6 +20,8 @@ from ovref_inference.lazy import missing_package
 
 LOCAL_PROTOCOLS = ("file", "local")
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+S3_CONNECTIONS = 48
+"""At a time, unless the options of an S3 file system say another number; botocore's is 10."""
 NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
 
 
@@ -31,6 +33,9 @@ def open_place(place: str, **options: Any) -> tuple[Any, str]:
             get it.
         ValueError: the protocol is unknown, or an option is wrong.
     """
+    if place.startswith(("s3://", "s3a://")):
+        more = {"max_pool_connections": S3_CONNECTIONS} | (options.get("config_kwargs") or {})
+        options = options | {"config_kwargs": more}
     try:
         return fsspec.core.url_to_fs(place, **options)
     except ImportError as error:

@@ -13,12 +13,13 @@ import numpy as np
 from ovref.class_files import ClassList
 from ovref.corpora.image_formats import FIRST_SCENE
 from ovref.evaluation.metrics_ap import TrueInstances
-from ovref.evaluation.metrics_panoptic import PanopticMap
+from ovref.evaluation.metrics_panoptic import TruePanoptic, crowd_of
 from ovref.evaluation.metrics_semantic import IGNORE
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.miniature import scenes
 from ovref.miniature.shapes import CLASSES, STUFF_COLOURS, THINGS
 from ovref_inference.ranges import require_at_least
+from ovref_inference.segmenters.regions import Panoptic
 
 HELD_OUT = ("validation", "test")
 """Splits with combinations of thing, colour and ground that the miniature was not trained on."""
@@ -74,7 +75,7 @@ def _scenes(split: str, seeds: range) -> LabelledSet:
     )
 
 
-def panoptic_truth(label_hw: np.ndarray, instance_hw: np.ndarray) -> PanopticMap:
+def panoptic_truth(label_hw: np.ndarray, instance_hw: np.ndarray) -> TruePanoptic:
     """Segments of a label map and an instance map: all instances, and the rest of each class.
 
     Args:
@@ -103,14 +104,14 @@ def panoptic_truth(label_hw: np.ndarray, instance_hw: np.ndarray) -> PanopticMap
     for label in np.unique(label_hw[stuff_hw]).tolist():
         labels[len(labels) + 1] = label
         ids_hw[stuff_hw & (label_hw == label)] = len(labels)
-    return PanopticMap(ids_hw=ids_hw, labels=labels)
+    return TruePanoptic(ids_hw=ids_hw, labels=labels)
 
 
-def true_instances(panoptic: PanopticMap, things: Sequence[bool]) -> TrueInstances:
+def true_instances(panoptic: Panoptic, things: Sequence[bool]) -> TrueInstances:
     """The segments of things as instances, for average precision; stuff has none."""
     chosen = [segment for segment, label in panoptic.labels.items() if things[label]]
     return TrueInstances(
         masks_nhw=panoptic.ids_hw == np.array(chosen, dtype=np.int64)[:, None, None],
         labels=np.array([panoptic.labels[segment] for segment in chosen], dtype=np.int64),
-        crowd=np.array([segment in panoptic.crowd for segment in chosen], dtype=bool),
+        crowd=np.array([segment in crowd_of(panoptic) for segment in chosen], dtype=bool),
     )

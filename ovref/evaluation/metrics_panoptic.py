@@ -5,26 +5,29 @@ the truth do not count against a prediction, crowd segments are never missed and
 are ignored, and the counts of a class are summed over all images before anything is divided.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
+
+from ovref_inference.segmenters.regions import Panoptic
 
 VOID = 0
 """Segment id of pixels without a segment."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PanopticMap:
-    """Non-overlapping segments of one image."""
+class TruePanoptic(Panoptic):
+    """The true segments of one image, which have no scores."""
 
-    ids_hw: np.ndarray
-    """(H, W) integers: segment ids from 1, VOID for no segment."""
-    labels: Mapping[int, int]
-    """Segment id -> class, a position in the class list."""
     crowd: frozenset[int] = frozenset()
-    """Ids of segments that are crowds of several instances; only in the truth."""
+    """Ids of segments that are crowds of several instances."""
+
+
+def crowd_of(panoptic: Panoptic) -> frozenset[int]:
+    """Ids of segments that are crowds; predicted segments have none."""
+    return panoptic.crowd if isinstance(panoptic, TruePanoptic) else frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,7 @@ class PanopticQuality:
         self.counts = np.zeros((3, len(things)), dtype=np.int64)
         """(3, classes): matched, wrong, missed segments."""
 
-    def add(self, truth: PanopticMap, predicted: PanopticMap) -> None:
+    def add(self, truth: TruePanoptic, predicted: Panoptic) -> None:
         """Counts one image.
 
         A predicted segment matches a true one of its class if their IoU is above 0.5; the union
@@ -130,7 +133,7 @@ class PanopticQuality:
             all=mean(occurs), things=mean(occurs & self.things), stuff=mean(occurs & ~self.things),
         )  # fmt: skip
 
-    def _check(self, truth: PanopticMap, predicted: PanopticMap) -> None:
+    def _check(self, truth: TruePanoptic, predicted: Panoptic) -> None:
         if truth.ids_hw.shape != predicted.ids_hw.shape:
             raise ValueError(
                 f"truth and prediction differ in shape: {truth.ids_hw.shape} and "
@@ -148,14 +151,15 @@ class PanopticQuality:
                     f"{name}: segment ids start at 1 and labels lie in 0 to "
                     f"{len(self.things) - 1}, found {dict(panoptic.labels)}"
                 )
-            if name == "prediction" and (set(panoptic.labels) - ids or panoptic.crowd):
+            crowd = crowd_of(panoptic)
+            if name == "prediction" and (set(panoptic.labels) - ids or crowd):
                 raise ValueError(
                     "predicted segments must have pixels and not be crowds, found segments "
-                    f"{sorted(set(panoptic.labels) - ids)} without, crowd {set(panoptic.crowd)}"
+                    f"{sorted(set(panoptic.labels) - ids)} without, crowd {set(crowd)}"
                 )
 
 
-def panoptic_of_labels(label_hw: np.ndarray, things: Sequence[bool]) -> PanopticMap:
+def panoptic_of_labels(label_hw: np.ndarray, things: Sequence[bool]) -> Panoptic:
     """The panoptic map derived from a label map.
 
     All pixels of a stuff class are one segment; each connected component of a thing class is one,
@@ -176,7 +180,7 @@ def panoptic_of_labels(label_hw: np.ndarray, things: Sequence[bool]) -> Panoptic
         before = len(labels)
         ids_hw[where_hw] = parts_hw[where_hw] + before
         labels |= {before + part: label for part in range(1, count + 1)}
-    return PanopticMap(ids_hw=ids_hw, labels=labels)
+    return Panoptic(ids_hw=ids_hw, labels=labels)
 
 
 def _areas(ids_hw: np.ndarray) -> dict[int, int]:

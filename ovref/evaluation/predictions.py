@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from ovref.evaluation.metrics_panoptic import PanopticMap, panoptic_of_labels
+from ovref.evaluation.metrics_panoptic import panoptic_of_labels
 from ovref_inference.segmenters.instances import Instances
 from ovref_inference.segmenters.regions import Panoptic
 
@@ -17,7 +17,7 @@ class Prediction:
 
     labels_hw: np.ndarray
     """(H, W) integers: positions in the class list, or NO_CLASS."""
-    panoptic: PanopticMap
+    panoptic: Panoptic
     """The same as panoptic segments."""
     scores: Mapping[int, float]
     """Confidence of each segment, comparable across images."""
@@ -43,7 +43,7 @@ def prediction_of_segments(
     """A label map and segments, which may come from elsewhere, as a prediction."""
     return Prediction(
         labels_hw=labels_hw,
-        panoptic=PanopticMap(ids_hw=segments.ids_hw, labels=segments.labels),
+        panoptic=segments,
         scores=segments.scores,
         instances=instances,
     )

@@ -27,6 +27,7 @@ from typing import Any
 from ovref.errors import InputError, MismatchError
 from ovref.exchange.card import SAMPLES, SUMS, card
 from ovref.exchange.picture_files import INDEX
+from ovref.exchange.renewed_lists import RenewedLists
 from ovref.identity import fingerprint
 from ovref.reduce.compact import compact, compacted_fingerprint
 from ovref.reduce.int8 import in_int8
@@ -38,7 +39,7 @@ from ovref_inference.errors import CollectionError
 from ovref_inference.places import sha256_of
 
 CARD = "README.md"
-REMOVED = ("pictures-*.parquet", INDEX, SAMPLES, "partitions/*")
+REMOVED = ("pictures-*.parquet", INDEX, SAMPLES, "partitions/*", "*_lists.*faiss")
 """Files of an earlier publication that a later one without them removes."""
 
 WritePictures = Callable[[Path], Iterable[str]]
@@ -128,11 +129,15 @@ def publish(
         for name in write_pictures(folder) if write_pictures is not None else ():
             send(name)
         published: list[fmt.Manifest] = []
+        deleted = any(piece.manifest.counts["tombstones"] for piece in pieces)
+        lists = RenewedLists(Path(scratch, "lists"), manifest, len(pieces)) if deleted else None
         counts: list[tuple[str, int]] = []
         for piece, new in zip(pieces, prints, strict=True):
             with tempfile.TemporaryDirectory(dir=scratch) as work:
                 made, paths = piece.made(int8, new, Path(work))
                 published.append(made)
+                if lists is not None:
+                    lists.add(made, paths)
                 counts += _counts(paths["nouns"])
                 if not piece.prefix:
                     send_files(made.files, paths, "")
@@ -148,6 +153,8 @@ def publish(
                 (folder / piece.prefix / fmt.MANIFEST).write_bytes(content)
                 send(piece.prefix + fmt.MANIFEST)
         if isinstance(manifest, fmt.PartitionedManifest):
+            if lists is not None:
+                manifest, own = lists.renewed(manifest, own)
             send_files(manifest.files, own, "")
             manifest = _of_partitions(manifest, published, wanted)
         else:
@@ -342,7 +349,7 @@ def measured_of(evaluation: Any) -> str:
 
 def _counts(path: Path) -> list[tuple[str, int]]:
     nouns = read_nouns(path)
-    return list(zip(nouns["noun"], nouns["count"].tolist(), strict=True))
+    return list(zip(nouns.names, nouns.counts.tolist(), strict=True))
 
 
 def _link(path: Path, target: Path) -> None:

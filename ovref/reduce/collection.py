@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ovref.reduce.made_from import made_by
+from ovref.reduce.grow import check_same_encoders
+from ovref.reduce.made_from import MadeFrom, made_by
 from ovref.reduce.partitioned import reduce_partitioned
 from ovref.reduce.phases import Report, RunTasks, in_process
 from ovref.reduce.published import Published, check_kind_of_base, read_published
@@ -80,18 +81,31 @@ def reduce_collection(
         CollectionError: `base`, or the collection at `output`, cannot be read.
         ValueError: a vector or a noun that cannot be encoded.
     """
+    made_from = made_by(embed, licences, provenance)
     if base is not None:
-        found = None if base.url.startswith(hub.PREFIX) else read_published(base)
-        if found is None:  # on the Hub, or missing, which this says
-            manifest = collections.read_manifest(base.url, storage_options=base.storage_options)
-            found = Published(fmt.undivided(manifest, base.url))
-        check_kind_of_base(found, base.url, spec)
+        check_base(base, spec, made_from)
     steps = [references] if isinstance(references, StepFolder) else list(references)
     arguments: dict[str, Any] = {
-        "made_from": made_by(embed, licences, provenance), "texts": texts, "output": output,
+        "made_from": made_from, "texts": texts, "output": output,
         "work": Path(work), "base": base, "replace": replace,
         "allow_incomplete": allow_incomplete, "run_tasks": run_tasks, "report": report,
     }  # fmt: skip
     if spec.partition_references is None:
         return reduce_undivided(steps, spec, **arguments)
     return reduce_partitioned(steps, spec, **arguments)
+
+
+def check_base(base: Store, spec: ReduceSpec, made_from: MadeFrom) -> None:
+    """Reads the manifest of a collection that is to be grown.
+
+    Raises:
+        MismatchError: it is partitioned and the new collection would not be, or the reverse; or its
+            encoders, templates or weights differ from those of `made_from`.
+        CollectionError: it is not there, or cannot be read.
+    """
+    found = None if base.url.startswith(hub.PREFIX) else read_published(base)
+    if found is None:  # on the Hub, or missing, which this says
+        manifest = collections.read_manifest(base.url, storage_options=base.storage_options)
+        found = Published(fmt.undivided(manifest, base.url))
+    check_kind_of_base(found, base.url, spec)
+    check_same_encoders(base.url, found.manifest, made_from)

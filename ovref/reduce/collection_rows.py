@@ -20,6 +20,7 @@ from ovref_inference.collection.checks import check_counts
 from ovref_inference.collection.indexed_vectors import textual_vectors
 from ovref_inference.collection.nouns import group_embeddings, read_nouns
 from ovref_inference.collection.opening import block_cache, opened
+from ovref_inference.collection.reference_table import open_references
 from ovref_inference.collection.remote import CACHE_BYTES, RemoteFile
 from ovref_inference.vectors import check_readable
 
@@ -188,6 +189,7 @@ def rows_of_collection(
             raise CollectionError(
                 f"{url}: the manifest counts {manifest.counts}, the files hold {counts}"
             )
+        open_references(files["references"]).close()
         check_readable(textual_vectors(files, manifest))
     return rows, manifest
 

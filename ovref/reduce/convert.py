@@ -22,7 +22,24 @@ KEPT = ("dropped_before", "filter", "noun_agreement", "flagged", "lost_nouns")
 """What the summary of the earlier reduction says of how its references were chosen."""
 
 
-def convert_collection(
+def convert_collection(url: str, partition_references: int, **options: Any) -> dict[str, Any]:
+    """Makes a partitioned collection of the references of the undivided one at `url`.
+
+    Args:
+        partition_references, options: as in `conversion`.
+
+    Returns:
+        As `collection.reduce_collection`. What filters dropped is what they dropped when the
+        collection at `url` was made, and `deleted`.
+
+    Raises:
+        InputError, CollectionError, MismatchError, ConfigError: as `conversion`; also if the
+            collection is damaged or was changed meanwhile.
+    """
+    return make_partitions(conversion(url, partition_references, **options))
+
+
+def conversion(
     url: str,
     partition_references: int,
     *,
@@ -31,8 +48,8 @@ def convert_collection(
     run_tasks: RunTasks = in_process,
     report: Report = lambda phase, done, total: None,
     storage_options: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Makes a partitioned collection of the references of the undivided one at `url`.
+) -> PartitionedJob:
+    """What `partitioned.make_partitions` makes a partitioned collection of. Writes nothing.
 
     Everything but their ids is kept, embeddings bit for bit; deleted ones are left out. Of a
     collection in int8 the 8-bit numbers are taken, and prototypes made of these. The new collection
@@ -44,14 +61,10 @@ def convert_collection(
         work, run_tasks, report: as in `collection.reduce_collection`.
         storage_options: fsspec's options for `url`.
 
-    Returns:
-        As `collection.reduce_collection`. What filters dropped is what they dropped when the
-        collection at `url` was made, and `deleted`.
-
     Raises:
         InputError: it is partitioned already, or all its references are deleted.
-        CollectionError: it cannot be read, or is damaged.
-        MismatchError: `output` is not empty, or the collection was changed meanwhile.
+        CollectionError: it cannot be read.
+        MismatchError: `output` is not empty.
         ConfigError: `partition_references` is out of range, or the manifest has a setting that
             this version does not know.
     """
@@ -77,8 +90,8 @@ def convert_collection(
         build=_build(manifest, rows.rows),
         summary=_summary(manifest, rows.rows),
     )
-    _check_empty(job)
-    return make_partitions(job)
+    _check_empty(job, url)
+    return job
 
 
 def _build(manifest: fmt.Manifest, kept: int) -> dict[str, Any]:
@@ -100,17 +113,31 @@ def _summary(manifest: fmt.Manifest, kept: int) -> dict[str, Any]:
     return summary
 
 
-def _check_empty(job: PartitionedJob) -> None:
+def _check_empty(job: PartitionedJob, url: str) -> None:
     """Raises MismatchError if there is anything at the output that this conversion has not made."""
     if job.before is not None:
         if job.before.manifest.fingerprint == job.wanted:
             return
+        there, now = job.before.manifest.build, job.build["converted"]
+        found, most = there.get("converted", {}), job.spec.partition_references
+        if found.get("from") == now["from"]:
+            divided_by = there["reduce"]["fields"]["partition_references"]
+            if divided_by != most:
+                raise MismatchError(
+                    f"{job.output.url} was converted from {url} with --partition-references "
+                    f"{divided_by}, now it is {most}: convert into a new folder"
+                )
+            raise MismatchError(
+                f"{job.output.url} was converted from {url} when other references were deleted "
+                f"there ({found['deleted']}, now {now['deleted']}): convert into a new folder, or "
+                f"keep it and delete the same ones in it by `ovref tombstone {job.output.url}`"
+            )
         raise MismatchError(
             f"{job.output.url} holds another collection (fingerprint "
             f"{job.before.manifest.fingerprint[:12]}): convert into a new folder"
         )
-    there = {path.partition("/")[0] for path in job.output.list()} - {PARTITIONS}
-    if other := sorted(name for name in there if not name.startswith("_")):
+    names = {path.partition("/")[0] for path in job.output.list()} - {PARTITIONS}
+    if other := sorted(name for name in names if not name.startswith("_")):
         raise MismatchError(
             f"{job.output.url} is not empty (it has {', '.join(other[:3])}): convert into a new "
             "folder"

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from math import ceil
 
+from ovref.reduce.list_index import LEAST_LISTS
 from ovref.reduce.scatter import GROUP_ROWS, NOUNS_A_TASK
+from ovref_inference.collection.index import RECALL_QUERIES, choose_index, list_count
 
 REDUCE_SECONDS = 3.1e-7
 """CPU seconds for each number of an embedding, from reference shards to an undivided collection."""
@@ -24,6 +26,12 @@ REQUESTS_A_PART = 5
 REQUESTS_A_PARTITION = 36
 """Beside that, most of them to publish it."""
 
+LIST_SECONDS = 5.5e-7
+"""CPU seconds for each number of a centroid in the index over all inverted lists, of 27,000 to
+410,000 of them (`tests/benchmarks/results/partitioned_lists.md`)."""
+REQUESTS_A_LISTED_PARTITION = 2
+"""For each kind of embedding, to read its centroids; those of the queries come on top."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
@@ -35,6 +43,8 @@ class Work:
     """CPU seconds on one machine, while workers wait."""
     requests: float
     """To the object store; not estimated of an undivided collection, and 0."""
+    list_index_bytes: float = 0.0
+    """Size of the indexes over the inverted lists of all partitions."""
 
 
 def work_of(
@@ -59,10 +69,19 @@ def work_of(
     groups, partitions = ceil(references / GROUP_ROWS), max(1, ceil(references / most))
     plan = nouns * textual * PLAN_SECONDS
     read = groups + nouns / NOUNS_A_TASK  # files of counts and of embeddings
+    lists = partitions * list_count(choose_index(max(1, ceil(references / partitions)), textual))
+    if lists < LEAST_LISTS:
+        lists = 0
+    listed = 2 * (partitions * REQUESTS_A_LISTED_PARTITION + RECALL_QUERIES) if lists else 0
+    of_centroids = lists * (visual + textual)
     return Work(
-        worker_seconds=numbers * (SCATTER_SECONDS + PARTITION_SECONDS) + nouns * noun_seconds,
+        worker_seconds=numbers * (SCATTER_SECONDS + PARTITION_SECONDS)
+        + nouns * noun_seconds
+        + of_centroids * LIST_SECONDS,
         driver_seconds=plan + shards * SHARD_SECONDS + references * COUNTED_SECONDS,
         requests=shards * REQUESTS_A_SHARD
         + partitions * (groups * REQUESTS_A_PART + REQUESTS_A_PARTITION)
-        + 3 * read,
+        + 3 * read
+        + listed,
+        list_index_bytes=1.0 * of_centroids,
     )

@@ -15,6 +15,7 @@ from ovref.reduce.spec import ReduceSpec
 from ovref.storage.file_store import Store
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import store as collections
+from ovref_inference.errors import CollectionError
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def open_base(store: Store, made_from: MadeFrom, cache: Path | None = None) -> B
 
     Raises:
         MismatchError: its encoders, templates or weights differ from those of `made_from`.
-        CollectionError: it cannot be read.
+        CollectionError: it cannot be read, or does not say how it was made.
     """
     manifest, paths = collections.fetch(
         store.url, cache=cache, storage_options=store.storage_options
@@ -49,7 +50,14 @@ def open_base(store: Store, made_from: MadeFrom, cache: Path | None = None) -> B
 
 
 def check_same_encoders(url: str, manifest: fmt.Heading, made_from: MadeFrom) -> None:
-    """Raises MismatchError unless the collection at `url` was made in the same way."""
+    """Raises MismatchError unless the collection at `url` was made in the same way, CollectionError
+    if its manifest does not say how."""
+    made = manifest.build.get("embed", {}).get("fields")
+    if made is None:
+        raise CollectionError(
+            f"{url} cannot be grown: its manifest lacks `embed` in `build`, which says how its "
+            "references were embedded; build another collection"
+        )
     new = made_from.embed["fields"]
     # A manifest has relative paths of models as they were given, or made absolute.
     visual, text = (
@@ -59,13 +67,12 @@ def check_same_encoders(url: str, manifest: fmt.Heading, made_from: MadeFrom) ->
             ("text", manifest.textual, made_from.textual),
         )
     )
-    part = manifest.build["embed"]["fields"].get("part", "region")
     parts = {
         "visual encoder": (visual, manifest.visual.settings),
         "text encoder": (text, manifest.textual.settings),
         "templates": (list(made_from.templates), list(manifest.templates)),
         "weights": (list(made_from.weights), list(manifest.weights)),
-        "part": (new.get("part", "region"), part),
+        "part": (new.get("part", "region"), made.get("part", "region")),
     }
     for name, (theirs, its) in parts.items():
         if theirs != its:

@@ -20,6 +20,7 @@ from ovref_inference.collection.index import (
     RecallQueries,
     build_index,
     choose_index,
+    list_count,
     one_thread,
     read_index,
     sample,
@@ -203,8 +204,8 @@ def _train(
             shape = Rows(vectors).shape
             centroids = ivf.centroids_of(read_index(old, dim=shape[1]))
         else:
-            lists = int(factory.partition("_")[0].partition(",")[0].removeprefix("IVF"))
-            centroids = ivf.train(sample(Rows(vectors), count, seed, of=of), lists, seed=seed)
+            rows = sample(Rows(vectors), count, seed, of=of)
+            centroids = ivf.train(rows, list_count(factory), seed=seed)
         write_index(ivf.empty_index(factory, centroids), trained)
 
 

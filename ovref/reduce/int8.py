@@ -66,7 +66,7 @@ def write_in_int8(
     factory = info["factory"].removesuffix(_FLOAT16) + _INT8
     scratch = path.with_suffix(".int8")
     with one_thread():
-        _int8_index(path, rows, factory, scratch)
+        int8_index(path, rows, factory, scratch)
         scratch.replace(path)
         curve = info["curve"] and _measured(path, rows, info["curve"], seed, deleted)
     return indexes | {"visual": info | {"factory": factory, "curve": curve}}
@@ -132,7 +132,7 @@ def in_int8(
     return made, {role: (files / made.files[role].path).resolve() for role in made.files}
 
 
-def _int8_index(source: Path, rows: Rows, factory: str, out: Path) -> None:
+def int8_index(source: Path, rows: Rows, factory: str, out: Path) -> None:
     """Writes the entries of an index made by `ivf.merge` as an index of another factory."""
     faiss = faiss_module()
     index = faiss.read_index(str(source), faiss.IO_FLAG_MMAP)

@@ -212,7 +212,7 @@ class _BaseNouns:
             self._table = read_nouns(grown.nouns)
             self._embeddings = read_noun_embeddings(grown.nouns)
             self._prototypes = open_vectors(grown.prototypes)
-            self.row = {noun: row for row, noun in enumerate(self._table["noun"])}
+            self.row = {noun: row for row, noun in enumerate(self._table.names)}
 
     def embedding(self, noun: str) -> np.ndarray:
         return self._embeddings[self.row[noun]]
@@ -226,9 +226,9 @@ class _BaseNouns:
             row = self.row.get(nouns[noun])
             if not self._same or row is None or touched[of_noun].any():
                 continue
-            others = [nouns[other] for other in of_noun if other != noun]
-            if others == self._table["neighbours"][row].as_py():
-                start, stop = (self._table[f"prototype_{end}"][row] for end in ("start", "stop"))
+            others = [self.row.get(nouns[other]) for other in of_noun if other != noun]
+            if others == self._table.neighbours_of(row):
+                start, stop = self._table.prototype_starts[row], self._table.prototype_stops[row]
                 found[noun] = np.asarray(self._prototypes[start:stop])
         return found
 

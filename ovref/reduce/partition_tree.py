@@ -12,9 +12,12 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ovref.errors import StorageError
+from ovref.reduce.vector_file import VectorFile
 
 _ROWS = 65_536
 """Rows of a matrix product, which in float32 are 200 MB at a width of 768."""
+
+Vectors = np.ndarray | VectorFile
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,14 @@ def read_tree(path: Path, where: str) -> Tree:
         raise StorageError(f"{where} is not a partition tree of ovref: {error}") from error
 
 
-def divide(embeddings_nd: np.ndarray, counts_n: np.ndarray, most: int) -> tuple[Tree, np.ndarray]:
+def leaves_of(tree: Tree, embeddings_nd: Vectors) -> np.ndarray:
+    """(n,) int64: the leaf of each of (n, d) float32 text embeddings."""
+    blocks = _blocks(embeddings_nd, np.arange(embeddings_nd.shape[0]))
+    leaves = [tree.leaf_of(vector) for block in blocks for vector in block]
+    return np.array(leaves, dtype=np.int64)
+
+
+def divide(embeddings_nd: Vectors, counts_n: np.ndarray, most: int) -> tuple[Tree, np.ndarray]:
     """Divides nouns into parts of at most `most` references, or of one noun, about as large.
 
     Nouns that need k parts are cut along their leading principal direction, into what makes k // 2
@@ -75,7 +85,7 @@ def divide(embeddings_nd: np.ndarray, counts_n: np.ndarray, most: int) -> tuple[
     one machine.
 
     Args:
-        embeddings_nd: (n, d) float32 text embeddings, n >= 1.
+        embeddings_nd: (n, d) float32 text embeddings, n >= 1; `_ROWS` are read at a time.
         counts_n: (n,) int64 references of each noun.
 
     Returns:
@@ -114,7 +124,7 @@ def divide(embeddings_nd: np.ndarray, counts_n: np.ndarray, most: int) -> tuple[
 
 
 def _cut(
-    embeddings: np.ndarray, rows: np.ndarray, counts: np.ndarray, most: int
+    embeddings: Vectors, rows: np.ndarray, counts: np.ndarray, most: int
 ) -> tuple[np.ndarray, float, np.ndarray] | None:
     """Direction, threshold, and which rows are in the right half; None if all rows are equal."""
     if len(rows) < 2:
@@ -153,7 +163,7 @@ def _where_to_cut(left: np.ndarray, total: int, most: int) -> int:
         parts += 1
 
 
-def _principal_direction(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _principal_direction(embeddings: Vectors, rows: np.ndarray) -> np.ndarray:
     """(d,) float32: along it the rows differ most."""
     mean = sum(block.sum(axis=0, dtype=np.float64) for block in _blocks(embeddings, rows))
     mean = (mean / len(rows)).astype(np.float32)
@@ -167,7 +177,7 @@ def _principal_direction(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray
     return (direction if largest > 0 else -direction).astype(np.float32)
 
 
-def _blocks(embeddings: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+def _blocks(embeddings: Vectors, rows: np.ndarray) -> Iterator[np.ndarray]:
     """Copies of the rows, some at a time."""
     for start in range(0, len(rows), _ROWS):
         yield np.asarray(embeddings[rows[start : start + _ROWS]], dtype=np.float32)

@@ -2,6 +2,7 @@
 
     counts, nouns, plan, scattered    `scatter`           <collection>/_scatter/<hash>/<step>/
     partitions                        `run`, one a task   <collection>/partitions/<leaf>-<hash>/
+    lists                             `list_index`        <collection>/_scatter/<hash>/lists/
     manifest                          names the partitions; written last: the collection
 
 Every task commits its result on the store, so that a killed reduction resumes task by task, on any
@@ -10,6 +11,7 @@ and only partitions with new references or new deletions are made again, in new 
 readers see the old collection until the manifest is replaced.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -17,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ovref.ahead import map_ahead
@@ -25,6 +29,12 @@ from ovref.identity import fingerprint, spec_identity
 from ovref.reduce.filter import NothingKeptError
 from ovref.reduce.grow import check_same_encoders
 from ovref.reduce.inputs import Divisible, dropped_before, new_shards, no_references
+from ovref.reduce.list_index import (
+    has_list_index,
+    make_list_index,
+    partition_indexes,
+    read_info,
+)
 from ovref.reduce.made_from import MadeFrom
 from ovref.reduce.partition_tree import Tree, read_tree
 from ovref.reduce.partitions import Part, copy_partition, filtered, reduce_leaf, summary_of
@@ -52,6 +62,7 @@ from ovref.reduce.scatter import (
     read_ahead,
     scatter,
     total_counts,
+    vocabulary,
 )
 from ovref.reduce.spec import ReduceSpec
 from ovref.storage.file_store import Store, check_conditional_create
@@ -106,18 +117,19 @@ class Grown:
         """Whether it is no longer there as it was opened."""
         return read_published(self.store) != self.published
 
-    def leaf_of_each_noun(self) -> dict[str, int]:
-        def nouns_of(number: int) -> list[str]:
+    def leaf_of_each_noun(self) -> pa.Table:
+        """Columns `noun` and `leaf`, int32."""
+
+        def nouns_of(number: int) -> pa.Table:
             file = self.published.partitions[number].files["nouns"]
             path = f"{self.manifest.partitions[number].path}/{file.path}"
             with self.store.by_ranges(path, file.bytes) as opened:
                 table = pq.read_table(opened, columns=["noun"], use_threads=False)
-            found: list[str] = table.column("noun").to_pylist()
-            return found
+            leaf = pa.array(np.full(len(table), leaf_of[number], np.int32))
+            return table.append_column("leaf", leaf)
 
         leaf_of = {number: leaf for leaf, number in enumerate(self.tree.partitions.tolist())}
-        every = map_ahead(nouns_of, range(len(self.published.partitions)))
-        return {noun: leaf_of[number] for number, nouns in enumerate(every) for noun in nouns}
+        return pa.concat_tables(map_ahead(nouns_of, range(len(self.published.partitions))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,10 +224,12 @@ def make_partitions(job: PartitionedJob) -> dict[str, Any]:
                 f"the filters leave none of the references of any partition: "
                 f"{filtered(parts.values())}; relax the thresholds in `filter`"
             )
+        numbers, made = _numbered(job, tree, parts)
+        lists = _list_indexes(job, made)
         if (summary := job.standing()) is not None:  # made on another machine
             return summary
         job.check_unchanged()
-        manifest = _publish(job, tree, parts)
+        manifest = _publish(job, replace(tree, partitions=numbers), parts, made, lists)
         job.report("publish", 1, 1)
         remove_leftovers(job.output)
         return manifest.build["summary"] | {"fingerprint": job.wanted}
@@ -241,17 +255,18 @@ def _planned(job: PartitionedJob) -> tuple[StepFolder, Tree]:
         check_conditional_create(job.output.child(SCATTER))
         groups = groups_of(job.inputs)
         job.run(counts, {n: partial(count_nouns, counts, n, g) for n, g in groups.items()})
-        totals = total_counts(counts)
-        known = {} if job.grown is None else job.grown.leaf_of_each_noun()
-        known = {noun: known[noun] for noun in totals if noun in known}
-        new = [noun for noun in totals if noun not in known]
+        known = job.grown.leaf_of_each_noun() if job.grown else None
+        found = vocabulary(total_counts(counts), known)
+        new = found.column("noun").filter(pc.is_null(found.column("leaf"))).combine_chunks()
         tasks: dict[str, Task] = {}
         for start in range(0, len(new), NOUNS_A_TASK):
-            some, name = new[start : start + NOUNS_A_TASK], f"{start:09d}"
+            # Copied, because a slice is sent with all that it is a slice of.
+            some = new.take(pa.array(np.arange(start, min(start + NOUNS_A_TASK, len(new)))))
+            name = f"{start:09d}"
             tasks[name] = partial(encode_nouns, nouns, name, some, job.embed_nouns)
         job.run(nouns, tasks)
         tree, most = job.grown.tree if job.grown else None, job.spec.partition_references or 0
-        job.run(plan, {PLAN: partial(make_plan, plan, totals, nouns, most, known, tree)})
+        job.run(plan, {PLAN: partial(make_plan, plan, found, nouns, most, tree)})
     with plan.file(PLAN, "npz") as path:
         return plan, read_tree(path, plan.store.url)
 
@@ -298,14 +313,41 @@ def _partitions(job: PartitionedJob, plan: StepFolder, tree: Tree) -> dict[int, 
     return dict(sorted(parts.items()))
 
 
-def _publish(job: PartitionedJob, tree: Tree, parts: Mapping[int, Part]) -> fmt.PartitionedManifest:
-    """Writes the tree, then the manifest."""
+Made = Sequence[tuple[str, fmt.Manifest]]
+"""Path and manifest of each partition, by its number."""
+
+
+def _numbered(
+    job: PartitionedJob, tree: Tree, parts: Mapping[int, Part]
+) -> tuple[np.ndarray, Made]:
+    """The number of the partition of each leaf, -1 of one without references."""
     numbers = tree.partitions.copy() if job.grown else np.full(tree.leaves, -1)
     for leaf, part in parts.items():
         if numbers[leaf] < 0 and part.manifest:
             numbers[leaf] = numbers.max() + 1
     leaves = sorted(np.flatnonzero(numbers >= 0).tolist(), key=numbers.__getitem__)
     made = [(part.path, part.manifest) for part in map(parts.__getitem__, leaves) if part.manifest]
+    return numbers, made
+
+
+def _list_indexes(job: PartitionedJob, made: Made) -> StepFolder | None:
+    """The step with the indexes over the inverted lists of all partitions, made; None if these are
+    few."""
+    indexes = {role: partition_indexes(role, made) for role in fmt.LISTS}
+    if not all(map(has_list_index, indexes.values())):
+        return None
+    step = job.step("lists")
+    job.run(step, {
+        role: partial(make_list_index, step, role, job.output, some, job.spec.seed)
+        for role, some in indexes.items()
+    })  # fmt: skip
+    return step
+
+
+def _publish(
+    job: PartitionedJob, tree: Tree, parts: Mapping[int, Part], made: Made, lists: StepFolder | None
+) -> fmt.PartitionedManifest:
+    """Writes the tree and the indexes of `lists`, then the manifest."""
     manifests = [manifest for _, manifest in made]
     dims = manifests[0].visual.dim, manifests[0].textual.dim
     base = job.grown.manifest if job.grown else None
@@ -335,12 +377,15 @@ def _publish(job: PartitionedJob, tree: Tree, parts: Mapping[int, Part]) -> fmt.
             for path, one in made
         ),
     )
-    with scratch_folder() as folder:
-        local = Path(folder, "partition_tree.npz")
-        replace(tree, partitions=numbers).save(local)
+    with scratch_folder() as folder, contextlib.ExitStack() as opened:
+        files = {"partition_tree": Path(folder, "partition_tree.npz")}
+        tree.save(files["partition_tree"])
+        if lists is not None:
+            infos: dict[str, Any] = {role: read_info(lists, role) for role in fmt.LISTS}
+            manifest = replace(manifest, **infos)
+            for role in fmt.LISTS:
+                files[role] = Path(folder, f"{role}.faiss")
+                files[role].symlink_to(opened.enter_context(lists.file(role, "faiss")))
         return collections.publish_partitioned(
-            job.output.url,
-            manifest,
-            files={"partition_tree": local},
-            storage_options=job.output.storage_options,
+            job.output.url, manifest, files=files, storage_options=job.output.storage_options
         )

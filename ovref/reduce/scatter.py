@@ -14,8 +14,9 @@ which is read back by ranges.
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,10 @@ import pyarrow.compute as pc
 from ovref.ahead import READERS, map_ahead
 from ovref.errors import StorageError
 from ovref.reduce.inputs import Divisible, different_widths
-from ovref.reduce.partition_tree import Tree, divide
-from ovref.storage.shards import TableFile, text_columns
+from ovref.reduce.partition_tree import Tree, divide, leaves_of
+from ovref.reduce.vector_file import VectorFile
+from ovref.storage.scratch import scratch_folder
+from ovref.storage.shards import TableFile, full_disk_explained, text_columns
 from ovref.storage.steps import StepFolder
 from ovref_inference.collection.retrieve import Texts, class_embeddings
 
@@ -40,6 +43,9 @@ PLAN = "plan"
 """The only shard of the step `plan`."""
 _LEAVES = b"leaves"
 """Metadata of a file in parts: JSON, the leaf of each row group."""
+
+_ADDED_UP = 1_000_000
+"""Rows of counts, some 20 MB, that are held before they are added up."""
 
 COUNTED = pa.schema([("noun", pa.string()), ("count", pa.int64())])
 PLANNED = pa.schema(
@@ -74,13 +80,39 @@ def count_nouns(target: StepFolder, name: str, group: Divisible) -> None:
         target.publish(name, file, inputs=group.rows, started=started)
 
 
-def total_counts(counts: StepFolder) -> dict[str, int]:
-    """Number of references of every noun, in order of the nouns."""
-    totals: Counter[str] = Counter()
+def total_counts(counts: StepFolder) -> pa.Table:
+    """Number of references of every noun (`COUNTED`), in order of the nouns."""
+    totals, some = COUNTED.empty_table(), list[pa.Table]()
     for table in map_ahead(counts.table, counts.committed()):
-        columns = (table.column(name).to_pylist() for name in ("noun", "count"))
-        totals.update(dict(zip(*columns, strict=True)))
-    return {noun: totals[noun] for noun in sorted(totals)}
+        some.append(table)
+        # The same nouns come in every table: they are added up before they are many more.
+        if sum(map(len, some)) > max(len(totals), _ADDED_UP):
+            totals, some = _added_up([totals, *some]), []
+    return _added_up([totals, *some])
+
+
+def _added_up(tables: list[pa.Table]) -> pa.Table:
+    """By UTF-8, which has the order of Python's texts."""
+    grouped = pa.concat_tables(tables).group_by("noun", use_threads=False)
+    summed = grouped.aggregate([("count", "sum")]).sort_by("noun")
+    return pa.table([summed.column("noun"), summed.column("count_sum")], schema=COUNTED)
+
+
+def vocabulary(totals: pa.Table, known: pa.Table | None) -> pa.Table:
+    """The nouns with their numbers, and the leaf of those that the grown collection has.
+
+    Args:
+        totals: of `total_counts`.
+        known: columns `noun` and `leaf`; None if no collection is grown.
+
+    Returns:
+        `totals` with a column `leaf`, int32: null for new nouns.
+    """
+    leaf = pa.nulls(len(totals), pa.int32())
+    if known is not None:
+        nouns = known.column("noun").combine_chunks()
+        leaf = known.column("leaf").take(pc.index_in(totals.column("noun"), value_set=nouns))
+    return totals.append_column(PLANNED.field("leaf"), leaf)
 
 
 def encode_each(texts: Texts, templates: tuple[str, ...], nouns: list[str]) -> np.ndarray:
@@ -88,10 +120,10 @@ def encode_each(texts: Texts, templates: tuple[str, ...], nouns: list[str]) -> n
     return np.stack([class_embeddings(texts, [noun], templates)[0] for noun in nouns])
 
 
-def encode_nouns(target: StepFolder, name: str, nouns: list[str], embed: EmbedNouns) -> None:
+def encode_nouns(target: StepFolder, name: str, nouns: pa.Array, embed: EmbedNouns) -> None:
     """A task: commits the embeddings of some nouns."""
     started = time.monotonic()
-    columns = {"noun": pa.array(nouns), "embedding": _lists(embed(nouns))}
+    columns = {"noun": nouns, "embedding": _lists(embed(nouns.to_pylist()))}
     table = pa.table(columns, schema=pa.schema([PLANNED.field(name) for name in columns]))
     with TableFile(table.schema) as file:
         file.write(table)
@@ -99,56 +131,50 @@ def encode_nouns(target: StepFolder, name: str, nouns: list[str], embed: EmbedNo
 
 
 def make_plan(
-    target: StepFolder,
-    counts: Mapping[str, int],
-    encoded: StepFolder,
-    most: int,
-    known: Mapping[str, int],
-    tree: Tree | None,
+    target: StepFolder, nouns: pa.Table, encoded: StepFolder, most: int, tree: Tree | None
 ) -> None:
     """A task: commits the leaf of every noun, and the tree if it is new.
 
+    Embeddings are on the temporary disk meanwhile, 3 kB a noun at a width of 768, and as many again
+    are in the file that is committed.
+
     Args:
-        counts: number of references of each noun.
-        encoded: the step with embeddings of all of them that are not in `known`.
+        nouns: of `vocabulary`.
+        encoded: the step with the embeddings of new nouns, in their order.
         most: references of a partition.
-        known: the leaf of each noun of the collection that is grown.
-        tree: of that collection; None divides the nouns anew.
+        tree: of the collection that is grown; None divides the nouns anew.
+
+    Raises:
+        StorageError: `encoded` has embeddings of more or fewer nouns, or the disk is full.
     """
     started = time.monotonic()
-    new = [noun for noun in counts if noun not in known]
-    vectors = _embeddings(encoded, len(new))
-    if tree is None:
-        sizes = np.array([counts[noun] for noun in new], dtype=np.int64)
-        tree, leaves = divide(vectors, sizes, most)
-    else:
-        leaves = np.array([tree.leaf_of(vector) for vector in vectors], dtype=np.int64)
-    leaf_of = {**known, **dict(zip(new, leaves.tolist(), strict=True))}
-    row_of = {noun: row for row, noun in enumerate(new)}
-    nouns_of: dict[int, list[str]] = {}
-    for noun in counts:
-        nouns_of.setdefault(leaf_of[noun], []).append(noun)
-    order = sorted(nouns_of)
-    with TableFile(_in_parts(PLANNED, order)) as file:
-        for leaf in order:
-            nouns = nouns_of[leaf]
-            # Those that have an embedding first, so that the others need no placeholder.
-            with_one = [noun for noun in nouns if noun in row_of]
-            nouns = with_one + [noun for noun in nouns if noun not in row_of]
-            embeddings = _lists(vectors[[row_of[noun] for noun in with_one]])
-            missing = pa.nulls(len(nouns) - len(with_one), embeddings.type)
-            file.write(
-                pa.table(
-                    [
-                        nouns, [counts[noun] for noun in nouns],
-                        np.full(len(nouns), leaf, np.int32),
-                        pa.concat_arrays([embeddings, missing]),
-                    ],
-                    schema=PLANNED,
-                )
-            )  # fmt: skip
-        tree.save(file.path("npz"))
-        target.publish(PLAN, file, inputs=len(counts), started=started)
+    leaves, counts = nouns.column("leaf"), nouns.column("count").to_numpy()
+    is_new = pc.is_null(leaves).to_numpy()
+    leaf_of = leaves.fill_null(-1).to_numpy().astype(np.int64)
+    with scratch_folder() as folder:
+        vectors = _embeddings(encoded, int(is_new.sum()), Path(folder, "embeddings"))
+        if tree is None:
+            tree, leaf_of[is_new] = divide(vectors, counts[is_new], most)
+        else:
+            leaf_of[is_new] = leaves_of(tree, vectors)
+        embedding_of = np.where(is_new, np.cumsum(is_new) - 1, -1)
+        # Of a leaf, those that have an embedding first, so that the others need no placeholder.
+        order = np.lexsort([~is_new, leaf_of])
+        there, starts = np.unique(leaf_of[order], return_index=True)
+        stops = np.append(starts, len(order))[1:]
+        with TableFile(_in_parts(PLANNED, there.tolist())) as file:
+            for leaf, start, stop in zip(there, starts, stops, strict=True):
+                rows = order[start:stop]
+                embeddings = _lists(vectors[embedding_of[rows[is_new[rows]]]])
+                missing = pa.nulls(len(rows) - len(embeddings), embeddings.type)
+                if len(missing):
+                    embeddings = pa.concat_arrays([embeddings, missing])
+                texts = nouns.column("noun").take(pa.array(rows)).combine_chunks()
+                columns = [texts, counts[rows], np.full(len(rows), leaf, np.int32), embeddings]
+                file.write(pa.table(columns, schema=PLANNED))
+                del embeddings, missing, columns  # before those of the next leaf are read
+            tree.save(file.path("npz"))
+            target.publish(PLAN, file, inputs=len(nouns), started=started)
 
 
 def scatter(target: StepFolder, name: str, group: Divisible, plan: StepFolder) -> None:
@@ -268,23 +294,21 @@ def read_ahead(leaves: int) -> int:
     return max(1, min(READERS, leaves // 2))
 
 
-def _embeddings(encoded: StepFolder, nouns: int) -> np.ndarray:
-    """(nouns, d) float32 in the order of the step. Held once: they are most of the plan's
-    memory."""
-    vectors, at = np.zeros((0, 0), np.float32), 0
-    for table in map_ahead(encoded.table, encoded.committed(), threads=1):
-        column = table.column("embedding").combine_chunks()
-        part = np.asarray(column.flatten()).reshape(len(column), -1)
-        if not at:
-            vectors = np.empty((nouns, part.shape[1]), np.float32)
-        vectors[at : at + len(part)] = part
-        at += len(part)
-    if at != nouns:
+def _embeddings(encoded: StepFolder, nouns: int, path: Path) -> VectorFile:
+    """(nouns, d) in the order of the step, in a file at `path`."""
+    width, there = 0, 0
+    with full_disk_explained(str(path.parent)), path.open("wb") as file:
+        for table in map_ahead(encoded.table, encoded.committed(), threads=1):
+            column = table.column("embedding").combine_chunks()
+            part = np.asarray(column.flatten())
+            width, there = len(part) // len(column), there + len(column)
+            file.write(part.data)
+    if there != nouns:
         raise StorageError(
-            f"{encoded.store.url} holds the embeddings of {at} nouns, expected {nouns}: reduce "
+            f"{encoded.store.url} holds the embeddings of {there} nouns, expected {nouns}: reduce "
             "into a new folder"
         )
-    return vectors
+    return VectorFile(path, (nouns, width))
 
 
 def _widths(table: pa.Table) -> tuple[int, ...]:

@@ -102,7 +102,7 @@ class ShardFiles:
             self._kind, self._schema = kind, codec.schema(record)
         if kind != self._kind:
             raise TypeError(f"{record.key} is of kind {kind} in a shard of kind {self._kind}")
-        with _full_disk_explained(self._folder.name):
+        with full_disk_explained(self._folder.name):
             if isinstance(record, ImageRecord):
                 self._encode_ahead(record)
             elif not isinstance(record, Reference):
@@ -114,7 +114,7 @@ class ShardFiles:
 
     def finish(self, drops: Iterable[Dropped]) -> dict[str, Path]:
         """Completes the files: extension -> path, of `tar`, `parquet` and `drops.jsonl`."""
-        with _full_disk_explained(self._folder.name):
+        with full_disk_explained(self._folder.name):
             if self._schema is None:
                 self._schema = EMPTY
             self._write_encoded(leave=0)
@@ -201,13 +201,13 @@ class TableFile:
 
     def write(self, table: pa.Table) -> None:
         """Writes a table as one row group. Raises StorageError: the temporary disk is full."""
-        with _full_disk_explained(self._folder.name):
+        with full_disk_explained(self._folder.name):
             self._writer.write_table(table, row_group_size=max(1, len(table)))
         self.count += len(table)
 
     def finish(self, drops: Iterable[Dropped]) -> dict[str, Path]:
         """Completes the files: extension -> path. There are no drops."""
-        with _full_disk_explained(self._folder.name):
+        with full_disk_explained(self._folder.name):
             self._writer.close()
         return {path.suffix[1:]: path for path in Path(self._folder.name).iterdir()}
 
@@ -255,7 +255,8 @@ def _forget_members(tar: tarfile.TarFile) -> None:
 
 
 @contextlib.contextmanager
-def _full_disk_explained(folder: str) -> Iterator[None]:
+def full_disk_explained(folder: str) -> Iterator[None]:
+    """Raises StorageError in place of the error of a full disk; `folder` is on it."""
     try:
         yield
     except OSError as error:

@@ -15,9 +15,10 @@ LIGHT_VERBS = ("status", "inspect", "verify", "gc", "reference", "tombstone")
 LIGHT_PACKAGES = ("pydantic", "yaml", "PIL", "rich", "pycocotools")
 """Top-level modules of the packages in the extra `cli`."""
 RESUMED = (
-    "build", "retry-failed", "submit", "reduce", "evaluate", "train", "reproduce", "grow", "convert"
+    "build", "retry-failed", "submit", "reduce", "evaluate", "train", "reproduce", "grow",
+    "convert collection",
 )  # fmt: skip
-"""Verbs that resume where they were stopped; the others start again."""
+"""Verbs, or kinds of a verb, that resume where they were stopped; the others start again."""
 EXTRAS = {
     **dict.fromkeys(
         ("segment", "search", "coverage", "publish", "export"), "cli,segment,formats,hf"
@@ -206,7 +207,10 @@ def parser() -> argparse.ArgumentParser:
     tombstone.add_argument(
         "--ids", metavar="FILE", help="numbers of references, separated by white space or commas"
     )
-    tombstone.add_argument("--reason", metavar="TEXT", help="kept in the collection")
+    tombstone.add_argument(
+        "--reason", metavar="TEXT",
+        help="needed to delete: one line, which is kept in the collection",
+    )  # fmt: skip
     instead = tombstone.add_mutually_exclusive_group()
     instead.add_argument("--list", action="store_true", help="list deleted references with reasons")
     instead.add_argument("--undo", action="store_true", help="undo deletions")
@@ -310,13 +314,13 @@ def main(arguments: list[str] | None = None) -> int:
         signals.append(number)
         raise KeyboardInterrupt
 
-    console, verb = consoles.Console(), ""
+    console, verb, kind = consoles.Console(), "", ""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         consoles.prepare()
         options = parse(arguments)
-        verb = options.verb
+        verb, kind = options.verb, getattr(options, "kind", "")
         return _run(options, console)
     except SystemExit:  # how argparse ends
         raise
@@ -331,7 +335,7 @@ def main(arguments: list[str] | None = None) -> int:
         if code == STOPPED:
             reason = str(error) if type(error).__name__ == "StoppedError" else "stopped"
             again = "run the same command to start again"
-            if verb in RESUMED or not verb:
+            if verb in RESUMED or f"{verb} {kind}" in RESUMED or not verb:
                 again = "nothing committed is lost, run the same command to resume"
             console.say(f"ovref: {reason}; {again}")
         return code

@@ -13,7 +13,7 @@ from ovref.locations import absolute, absolute_local
 from ovref.storage.file_store import Store
 from ovref_inference import ReferenceCollection
 from ovref_inference.collection.format import MANIFEST
-from ovref_pipelines import recipe, shipped
+from ovref_pipelines import preflight, recipe, shipped
 from ovref_pipelines.build_config import BuildConfig, output_of, with_absolute_places
 from ovref_pipelines.console import Console
 from ovref_pipelines.errors import FAILED, MEND_FIRST, STOPPED
@@ -97,10 +97,10 @@ def _grow(options: Namespace, console: Console) -> int:
 
 
 def _dry_run(config: BuildConfig, options: Namespace, console: Console) -> int:
-    from ovref_pipelines import preflight
     from ovref_pipelines.verbs import estimate
 
     folders = open_steps(config)
+    preflight.check_base(config.base, config.reduce, config.embed)
     console.show(show.plan(folders))
     if folders.captions.complete() is None:
         preflight.check_corpus(config.corpus, images=config.uses_images)

@@ -1,4 +1,4 @@
-"""Checks of corpus and models before the first shard of a build, and in a dry run."""
+"""Checks of corpus, base and models before the first shard of a build, and in a dry run."""
 
 import dataclasses
 import gc
@@ -13,6 +13,9 @@ from ovref.devices import cuda
 from ovref.errors import MismatchError
 from ovref.ingest import first_of_each_key, no_usable_caption
 from ovref.labelled_corpora import read_corpus
+from ovref.reduce import ReduceSpec, collection
+from ovref.reduce.made_from import made_by
+from ovref.stages.embed import Embed
 from ovref.storage.file_store import Store
 from ovref_pipelines.engine.config import EngineConfig, PoolConfig
 from ovref_pipelines.engine.run_steps import limit_threads, ray_module
@@ -33,6 +36,13 @@ def check_corpus(corpus: CorpusSpec, *, images: bool) -> None:
             return
         dropped[item.reason] = dropped.get(item.reason, 0) + 1
     raise no_usable_caption(dropped)
+
+
+def check_base(base: str | None, spec: ReduceSpec, embed: Embed) -> None:
+    """Checks before anything is generated that a collection can be grown; see
+    `ovref.reduce.collection.check_base`."""
+    if base is not None:
+        collection.check_base(Store.open(base), spec, made_by(embed, (), None))
 
 
 def check(specs: Sequence[tuple[Spec, PoolConfig]], engine: EngineConfig) -> list[CheckedModel]:

@@ -86,6 +86,7 @@ def build(config: BuildConfig, say: Say = lambda message: None) -> BuildSummary:
     config = with_absolute_places(config)
     output = Store.open(config.output)
     folders = open_steps(config)
+    preflight.check_base(config.base, config.reduce, config.embed)
     check_conditional_create(output)
     live = Live(output)
 

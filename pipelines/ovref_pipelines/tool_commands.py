@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ovref.errors import InputError
+from ovref.errors import ConfigError, InputError
 from ovref.locations import absolute, absolute_local
 from ovref_inference.models import MINIATURE
 from ovref_pipelines.console import Console
@@ -150,6 +150,12 @@ def _convert_collection(options: Namespace, console: Console) -> int:
     from ovref.config import load
     from ovref_pipelines.verbs import convert, show
 
+    for text in options.overrides:
+        if text.startswith("reduce."):
+            raise ConfigError(
+                f"{text}: a conversion keeps the settings that OLD was reduced with, except "
+                "--partition-references; to change others, reduce its shards anew by `ovref reduce`"
+            )
     config = load(convert.ConvertConfig, None, options.overrides)
     if config.engine.log == "json":
         console.use_json()

@@ -124,7 +124,8 @@ def as_objects(folder: Path, root: Path) -> None:
 
 
 def make_partitioned(folder: Path, count: int, references: int, nouns: int, width: int) -> None:
-    """A collection of `count` partitions, with equally many references and nouns each."""
+    """A collection of `count` partitions, with equally many references and nouns each; nouns that
+    follow one another are in different partitions."""
     from ovref_inference.collection import format as fmt
     from ovref_inference.collection import store
 
@@ -133,7 +134,7 @@ def make_partitioned(folder: Path, count: int, references: int, nouns: int, widt
         path = f"partitions/{number:05d}"
         (folder / path).mkdir(parents=True)
         make(folder / path, references // count, nouns // count, width,
-             first=number * (nouns // count))  # fmt: skip
+             first=number, step=count)  # fmt: skip
         part = store.read_manifest(str(folder / path))
         infos.append(fmt.PartitionInfo(
             path=path, fingerprint=part.fingerprint, references=references // count,

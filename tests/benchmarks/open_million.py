@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -41,12 +42,13 @@ CLASSES, REPEATS = 171, 5
 
 def make(
     folder: Path, references: int, nouns: int, width: int, noun_of: np.ndarray | None = None,
-    *, first: int = 0,
+    *, first: int = 0, step: int = 1,
 ) -> None:  # fmt: skip
     """The collection, its manifest last.
 
     Args:
-        first: number of the first noun, for a collection that shares none with another.
+        first, step: number of the first noun and from one to the next, for a collection that shares
+            none with others.
         noun_of: (references,) number of each reference's noun; None gives all nouns equally many,
             one noun after the other.
     """
@@ -54,7 +56,7 @@ def make(
 
     config = PrototypeConfig()
     rng = np.random.default_rng(first)
-    names = [f"noun {number:06d}" for number in range(first, first + nouns)]
+    names = [f"noun {number:06d}" for number in range(first, first + nouns * step, step)]
     if noun_of is None:
         noun_of = np.repeat(np.arange(nouns), references // nouns)
         noun_of = np.concatenate([np.zeros(references - len(noun_of), int), noun_of])
@@ -82,6 +84,8 @@ def make(
         ivf.merge(ivf.empty_index(factory, centroids), [part], folder / f"{role}.faiss")
         part.codes.unlink()
         part.ids.unlink()
+        if shutil.which("fallocate"):  # what was copied from holes are zeros on the disk
+            subprocess.run(["fallocate", "--dig-holes", folder / f"{role}.faiss"], check=True)
     with fmt.TableWriter(folder / fmt.FILES["references"], fmt.REFERENCE_SCHEMA) as table:
         for start in range(0, references, 65_536):
             own = noun_of[start : start + 65_536]
@@ -114,7 +118,7 @@ def make(
     for role, name in fmt.FILES.items():
         size = (folder / name).stat().st_size
         # Nobody checks those of large files, but caches go by them.
-        digest = sha256_of(folder / name) if size < 1 << 26 else f"{first + len(files):064x}"
+        digest = sha256_of(folder / name) if size < 1 << 26 else f"{first:032x}{len(files):032x}"
         files[role] = fmt.FileInfo(path=name, bytes=size, sha256=digest)
     (folder / fmt.MANIFEST).write_bytes(fmt.manifest_bytes(fmt.Manifest(
         fingerprint=f"{first:064x}", visual=encoder, textual=encoder, templates=("a {}.",),

@@ -37,7 +37,7 @@ from ovref.evaluation.metrics_ap import (
     TrueInstances,
     match_detections,
 )
-from ovref.evaluation.metrics_panoptic import VOID, PanopticMap, PanopticQuality
+from ovref.evaluation.metrics_panoptic import VOID, PanopticQuality, TruePanoptic
 from ovref.evaluation.metrics_semantic import (
     IGNORE,
     boundary_hw,
@@ -165,7 +165,7 @@ def random_segments(rng, size_hw, classes, crowds):
         labels[id_] = int(rng.integers(classes))
     labels = {id_: label for id_, label in labels.items() if (ids_hw == id_).any()}
     crowd = {id_ for id_ in labels if crowds and rng.random() < 0.2}
-    return PanopticMap(ids_hw=ids_hw, labels=labels, crowd=frozenset(crowd))
+    return TruePanoptic(ids_hw=ids_hw, labels=labels, crowd=frozenset(crowd))
 
 
 def nudged(rng, truth, classes):
@@ -176,7 +176,7 @@ def nudged(rng, truth, classes):
         id_: truth.labels[id_] if rng.random() < 0.8 else int(rng.integers(classes))
         for id_ in present
     }
-    return PanopticMap(ids_hw=ids_hw, labels=labels)
+    return TruePanoptic(ids_hw=ids_hw, labels=labels)
 
 
 def panoptic_rows(folder, images):

@@ -8,12 +8,14 @@ its own nouns, held-out rows; target 0.95). Queries: 200 class names of the voca
 near a class that are not in it, 200 regions. Printed for k = 10 to 350: the share of the true
 neighbours in the nearest 1, 2 and 4 partitions (by mean embedding, by nearest centroid, by the
 partition tree), and recall, that of the worst tenth of the queries, lists and references read if
-every partition probes all of its lists, or as `partitions.JoinedIndex` does. A neighbour counts as
-found if its list is read. Figures are in results/partitioned_lists.md.
+every partition probes all of its lists, or as `joined_index.JoinedIndex` does, which compares all
+centroids or finds the nearest by an index over them. A neighbour counts as found if its list is
+read. Figures are in results/partitioned_lists.md.
 """
 
 import argparse
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -82,6 +84,52 @@ def report(label: str, read: np.ndarray, lists_of_neighbours: np.ndarray, one: D
     )  # fmt: skip
 
 
+def from_list_index(
+    one: Divided, queries: np.ndarray, nprobes: list[dict[int, int]], stored: np.ndarray
+) -> dict[int, tuple[np.ndarray, float]]:
+    """For each k the (queries, lists) bool that `JoinedIndex` reads by an index over the lists, and
+    the share of the centroids that it compares; tuned for `stored` embeddings."""
+    from ovref.reduce.list_index import index_centroids
+    from ovref_inference.collection import format as fmt
+    from ovref_inference.collection.index import nprobe_for, read_index
+    from ovref_inference.collection.joined_index import JoinedIndex
+    from ovref_inference.collection.parts import TunedIndex
+
+    class Part:
+        """What `JoinedIndex` asks of an index that is not searched."""
+
+        index, curve = None, ()
+
+        def __init__(self, number: int) -> None:
+            self.lists = int((one.part_of_list == number).sum())
+
+    class Counted(TunedIndex):
+        def search(self, queries: np.ndarray, k: int, excluded: np.ndarray) -> object:
+            share = nprobe_for(k, self.curve) / self.index.nlist
+            compared.append(len(queries) * min(share, 1))
+            return super().search(queries, k, excluded)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        centroids, path = Path(scratch, "centroids.npy"), Path(scratch, "lists.faiss")
+        fmt.write_vectors(centroids, one.centroids)
+        began = time.process_time()
+        info = index_centroids(centroids, stored, path, seed=0)
+        print(f"list index of {len(one.centroids)}: {time.process_time() - began:.1f} CPU s, "
+              f"{info.factory} {[(at.k, at.nprobe, at.recall) for at in info.curve]}")  # fmt: skip
+        parts = [Part(number) for number in range(len(nprobes))]
+        found = {}
+        for k in KS:
+            compared: list[float] = []
+            counted = Counted(read_index(path), info.curve)
+            need = np.array([nprobe[k] for nprobe in nprobes])
+            near = JoinedIndex(parts, 1, counted)._near(queries, need)
+            read = np.zeros((len(queries), len(one.centroids)), dtype=bool)
+            starts = np.searchsorted(one.part_of_list, np.arange(len(parts)))
+            read[near.rows, starts[near.parts] + near.lists] = True
+            found[k] = read, sum(compared) / len(queries)
+    return found
+
+
 def nearest_partitions(
     queries: np.ndarray, one: Divided, cosines: np.ndarray, tree: object | None
 ) -> dict[str, np.ndarray]:
@@ -143,6 +191,8 @@ def measure(folder: Path, most: int) -> None:
             for part in range(tree.leaves):
                 lists = np.flatnonzero(one.part_of_list == part)
                 place[:, lists] = ranks(cosines[:, lists])
+            stored = rows[rng.choice(N, 512)]
+            by_index = from_list_index(one, queries, nprobes, stored)
             orders = nearest_partitions(queries, one, cosines, tree if not own else None)
             for k in KS:
                 print(f" {kind} @{k}")
@@ -158,6 +208,9 @@ def measure(folder: Path, most: int) -> None:
                 home = one.part_of_list == one.part_of_list[cosines.argmax(axis=1)][:, None]
                 least = np.where(named & home, cosines, np.inf).min(axis=1, keepdims=True)
                 report("chosen", named & (cosines >= least), one.list_n[ids[:, :k]], one)
+                read, share = by_index[k]
+                label = f"chosen by the list index, {share:.3f} of the centroids compared"
+                report(label, read, one.list_n[ids[:, :k]], one)
     print(f"CPU s: {time.process_time() - started:.0f}")
 
 

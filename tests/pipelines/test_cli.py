@@ -234,8 +234,20 @@ def test_what_cannot_be_resumed_is_not_said_to_be(ovref, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(tool_commands.TOOLS, "search", end)
-    code, _, error = ovref("search", "collection", "tree")
-    assert code == 130 and error == "ovref: stopped; run the same command to start again\n"
+    monkeypatch.setitem(tool_commands.TOOLS, "convert", end)
+    for command in (
+        ("search", "collection", "tree"),
+        ("convert", "ovseg", "model.pth", "out", "--classes", "coco_stuff"),
+    ):
+        code, _, error = ovref(*command)
+        assert code == 130 and error == "ovref: stopped; run the same command to start again\n"
+    code, _, error = ovref("convert", "collection", "old", "new", "--partition-references", 9)
+    assert code == 130 and error.endswith("run the same command to resume\n")
+
+
+def test_the_help_says_when_a_deletion_needs_a_reason(ovref):
+    code, out, _ = ovref("tombstone", "--help")
+    assert code == 0 and "needed to delete" in " ".join(out.split())
 
 
 def commands_in_the_help():

@@ -129,3 +129,24 @@ def test_a_converted_collection_grows_in_its_partitions(tiny_build, tmp_path):
         spec = parse(ReduceSpec, settings["reduce"], "reduce")
         check_kind_of_base(read_published(target), place, spec)
         assert spec.partition_references == 5
+
+
+def test_a_collection_that_cannot_take_the_references_is_refused_before_anything_is_made(
+    collection, classes, tmp_path, capsys
+):
+    divided, out = tmp_path / "divided", tmp_path / "out"
+    target = Store.open(str(divided))
+    convert_collection(str(collection), 5, output=target, work=tmp_path / "work")
+    build = ["build", "--config", "miniature", f"output={out}", *SMALL]
+    grown = ["grow", divided, "--classes", classes, "--target", 3, "--output", out]
+    for command, message in (
+        ([*build, f"base={divided}"], "which growing does not divide anew: set"),
+        ([*build, f"base={collection}", "reduce.partition_references=5"], "divide it first by"),
+        ([*build, f"base={collection}", "embed.templates=['one {}.']"], "its templates is"),
+        ([*build, f"base={tmp_path / 'none'}"], "no reference collection at"),
+        ([*grown, *SMALL, "reduce.partition_references=7"], "set reduce.partition_references=5"),
+    ):
+        for more in ([], ["--dry-run", "--probe", 0]):
+            code, _, err = run(capsys, *command, *more)
+            assert code == 2 and message in err, err
+            assert not out.exists() and "models: loading" not in err

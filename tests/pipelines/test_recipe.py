@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,11 @@ from ovref.stages.synthesize import Synthesize
 from ovref.storage.file_store import Store
 from ovref.stored_images import UnusableImageError, plain_image
 from ovref_inference import ReferenceCollection
+from ovref_inference.collection.format import CollectionError
 from ovref_inference.encoders.config import TextEncoderConfig, VisualEncoderConfig
 from ovref_inference.proposers.config import MaskFormerConfig, ProposerConfig
-from ovref_pipelines import recipe
+from ovref_pipelines import commands, recipe
+from ovref_pipelines.console import Console
 from ovref_pipelines.engine.config import EngineConfig
 from ovref_pipelines.output import STEPS
 from ovref_pipelines.recipe import BuildConfig
@@ -336,6 +339,23 @@ def test_a_collection_grows_in_place_by_another_corpus(config, tmp_path):
     assert "; 2 added" in show.build_summary(grown)
     with ReferenceCollection.open(first.collection_url) as collection:
         assert len(collection) == 14 and "kite" in collection.nouns
+
+
+def test_a_base_of_another_kind_is_refused_before_anything_is_written(config, tmp_path, capsys):
+    first = recipe.build(config)
+    divided = ReduceSpec(partition_references=5)
+    second = dataclasses.replace(config, output=str(tmp_path / "second"), reduce=divided)
+    for base, error, says in (
+        (first.collection_url, MismatchError, "is one undivided collection, which growing does"),
+        (str(tmp_path / "none"), CollectionError, "none"),
+    ):
+        asked = dataclasses.replace(second, base=base)
+        with pytest.raises(error, match=says):
+            recipe.build(asked)
+        with pytest.raises(error, match=says):
+            commands._dry_run(asked, Namespace(probe=0), Console())
+        assert not Path(second.output).exists()
+    assert "step" not in capsys.readouterr().out
 
 
 def test_reducing_again_with_other_settings_needs_leave(config):

@@ -2,19 +2,26 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection.int8 import Int8Vectors
-from ovref_inference.collection.nouns import noun_embedding_values
+from ovref_inference.collection.nouns import NounTable
+from ovref_inference.collection.reference_table import open_references
 from ovref_inference.collection.remote import RemoteFile
+from ovref_inference.collection.words import are_sorted
 from ovref_inference.errors import CollectionError
 
 
 def check_counts(
-    paths: Mapping[str, Path | RemoteFile], manifest: fmt.Manifest, nouns: dict[str, Any]
+    paths: Mapping[str, Path | RemoteFile], manifest: fmt.Manifest, nouns: NounTable
 ) -> dict[str, int]:
     """Counts of the files' rows, after checking that all files belong together.
+
+    Files that are read in place are read as little as possible: matrices have the size that the
+    manifest says, references are checked when they are first read (`open_references`), and
+    tombstones are read if the manifest counts any.
 
     Args:
         paths: role -> file.
@@ -25,7 +32,7 @@ def check_counts(
             vocabulary does not fit; the message names the files.
     """
     matrices = paths.keys() & {"visual", "textual", "prototypes"}
-    opened = {role: fmt.open_vectors_anywhere(paths[role]) for role in sorted(matrices)}
+    opened = {role: fmt.open_matrix(paths, manifest, role) for role in sorted(matrices)}
     shapes = {role: vectors.shape for role, vectors in opened.items()}
     for role, vectors in opened.items():
         wanted = "float16" if role == "prototypes" else manifest.embeddings
@@ -34,18 +41,20 @@ def check_counts(
                 f"{paths[role]} does not hold {wanted} numbers, as the manifest says: they do not "
                 "belong to one collection"
             )
-    schemas = {
-        "references": fmt.REFERENCE_SCHEMA,
-        "nouns": fmt.NOUN_SCHEMA,
-        "tombstones": fmt.TOMBSTONE_SCHEMA,
-    }
-    rows = {}
-    for role, schema in schemas.items():
-        with fmt.open_table(paths[role], schema) as table:
-            rows[role] = table.metadata.num_rows
-    rows["prototypes"] = shapes["prototypes"][0]
+    rows = {"nouns": len(nouns.names), "prototypes": shapes["prototypes"][0]}
+    references, tombstones = paths["references"], paths["tombstones"]
+    if isinstance(references, RemoteFile):
+        rows["references"] = manifest.counts.get("references", 0)
+    else:
+        with open_references(references) as table:
+            rows["references"] = table.metadata.num_rows
+    if isinstance(tombstones, RemoteFile) and not manifest.counts.get("tombstones"):
+        rows["tombstones"] = 0
+    else:
+        with fmt.open_table(tombstones, fmt.TOMBSTONE_SCHEMA) as table:
+            rows["tombstones"] = table.metadata.num_rows
     if "norms" in paths:
-        shapes["norms"] = fmt.open_vectors_anywhere(paths["norms"]).shape
+        shapes["norms"] = fmt.open_matrix(paths, manifest, "norms").shape
     for role in shapes.keys() - {"prototypes"}:
         if shapes[role][0] != rows["references"]:
             raise CollectionError(
@@ -62,44 +71,24 @@ def check_counts(
                 f"{paths[role]} has width {shapes[role][1]}, the manifest's encoder "
                 f"{encoder.model} has {encoder.dim}"
             )
-    _check_ids(paths["references"])
     _check_nouns(paths["nouns"], nouns, rows, manifest.textual.dim)
     return rows
 
 
-def _check_ids(path: Path | RemoteFile) -> None:
-    """Checks ids through the statistics of each row group, so that no column is read."""
-    start = 0
-    with fmt.open_table(path, fmt.REFERENCE_SCHEMA) as table:
-        for number in range(table.num_row_groups):
-            group = table.metadata.row_group(number)
-            found = group.column(fmt.REFERENCE_SCHEMA.get_field_index("id")).statistics
-            if (found.min, found.max) != (start, start + group.num_rows - 1):
-                raise CollectionError(
-                    f"{path}: row {start} and those after it must have their row numbers as ids, "
-                    f"found {found.min} to {found.max}"
-                )
-            start += group.num_rows
-
-
 def _check_nouns(
-    path: Path | RemoteFile, table: dict[str, Any], rows: Mapping[str, int], dim: int
+    path: Path | RemoteFile, table: NounTable, rows: Mapping[str, int], dim: int
 ) -> None:
-    nouns, known = table["noun"], set(table["noun"])
-    starts, stops = table["prototype_start"].tolist(), table["prototype_stop"].tolist()
+    starts, stops = table.prototype_starts, table.prototype_stops
     problems = {
-        # Sorting a list that is in order already is fast.
-        "nouns are not sorted, each once": nouns != sorted(nouns) or len(nouns) != len(known),
+        "nouns are not sorted, each once": not are_sorted(table.names.array),
         f"counts do not add up to {rows['references']} references": (
-            table["count"].sum() != rows["references"]
+            table.counts.sum() != rows["references"]
         ),
-        f"slices do not tile {rows['prototypes']} prototypes": (
-            [0, *stops] != [*starts, rows["prototypes"]]
+        f"slices do not tile {rows['prototypes']} prototypes": not np.array_equal(
+            np.append(0, stops), np.append(starts, rows["prototypes"])
         ),
-        f"embeddings are not {dim} wide": noun_embedding_values(path) != len(nouns) * dim,
-        "neighbours are not in the vocabulary": not known.issuperset(
-            table["neighbours"].flatten().unique().to_pylist()
-        ),
+        f"embeddings are not {dim} wide": table.embedding_values != len(table.names) * dim,
+        "neighbours are not in the vocabulary": bool((table.neighbours < 0).any()),
     }
     for problem, found in problems.items():
         if found:

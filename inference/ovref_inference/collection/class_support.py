@@ -9,12 +9,13 @@ the noun than to any of those (MEANINGLESS_RATIO). The study behind both numbers
 `tests/benchmarks/results/support.md`.
 """
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
+
+from ovref_inference.collection.words import find_in
 
 FLOOR = 0.45
 """Default of the lowest relative cosine at which a class may borrow references."""
@@ -37,7 +38,7 @@ class Vocabulary(Protocol):
     """What `class_support` needs of a collection."""
 
     @property
-    def nouns(self) -> list[str]:
+    def nouns(self) -> Sequence[str]:
         """Sorted."""
 
     @property
@@ -87,11 +88,12 @@ def class_support(
     Raises:
         ValueError: the embeddings are not as wide as those of the nouns.
     """
-    counts, found = collection.noun_counts, dict[int, ClassSupport]()
+    nouns, counts = collection.nouns, collection.noun_counts
+    found = dict[int, ClassSupport]()
     for row, name in enumerate(names):
         noun = name.strip().lower()
-        at = bisect_left(collection.nouns, noun)
-        if at < len(counts) and counts[at] > 0 and collection.nouns[at] == noun:
+        at = find_in(nouns, noun)
+        if at is not None and counts[at] > 0:
             found[row] = ClassSupport(source="own", nouns=(noun,), cosine=1.0)
     rest = [row for row in range(len(names)) if row not in found]
     if not rest:
@@ -117,7 +119,7 @@ def class_support(
     for at, row in enumerate(rest):
         found[row] = ClassSupport(
             source="borrowed" if enough[at] else "none",
-            nouns=(collection.nouns[present[nearest[at]]],),
+            nouns=(nouns[present[nearest[at]]],),
             cosine=float(best[at]),
         )
     return tuple(found[row] for row in range(len(names)))

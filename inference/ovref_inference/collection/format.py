@@ -17,7 +17,7 @@ int8 (`int8`), and inverted lists of the visual index hold 8-bit codes. Prototyp
 Version 5 is version 2 or 3 without a file of textual embeddings: the codes of the textual index
 are these embeddings in float16 (`indexed_vectors`).
 
-Version 4 is a folder of such collections, with a manifest of its own (`manifest`).
+Versions 4 and 6 are folders of such collections, with a manifest of their own (`manifest`).
 
 The manifest names each file with its size and SHA-256. A collection that is published again under
 the same URL keeps unchanged files; a changed one is stored as `<stem>.<hash>.<suffix>`, so that a
@@ -41,6 +41,8 @@ from ovref_inference.collection.manifest import (  # noqa: F401 - the manifest i
     IN_INDEX_VERSION,
     INT8_FILES,
     INT8_VERSION,
+    LISTS,
+    LISTS_VERSION,
     MANIFEST,
     OPTIONAL_FILES,
     PARTITION_IDS,
@@ -63,7 +65,12 @@ from ovref_inference.collection.manifest import (  # noqa: F401 - the manifest i
     undivided,
     version_of,
 )
-from ovref_inference.collection.remote import RemoteFile, RemoteTable, RemoteVectors
+from ovref_inference.collection.remote import (
+    Layout,
+    RemoteFile,
+    RemoteTable,
+    RemoteVectors,
+)
 from ovref_inference.errors import CollectionError
 from ovref_inference.vectors import Vectors
 
@@ -212,14 +219,33 @@ def _mapped(path: str | Path) -> np.memmap:
         raise CollectionError(f"cannot read the vectors {path}: {error}") from error
 
 
-def open_vectors_anywhere(file: Path | RemoteFile) -> Vectors:
-    """`open_vectors`, or one read by ranges; rows of int8 are decoded as they are read."""
+def open_vectors_anywhere(file: Path | RemoteFile, expected: Layout | None = None) -> Vectors:
+    """`open_vectors`, or one read by ranges; rows of int8 are decoded as they are read.
+
+    Args:
+        expected: the header of a remote file of this size is not read.
+    """
     vectors: np.memmap | RemoteVectors
-    vectors = RemoteVectors(file) if isinstance(file, RemoteFile) else _mapped(file)
+    vectors = RemoteVectors(file, expected) if isinstance(file, RemoteFile) else _mapped(file)
     if vectors.ndim == 2 and vectors.dtype == np.int8 and vectors.shape[1] > 2:
         return Int8Vectors(vectors)
     _check_vectors(vectors, file)
     return vectors
+
+
+def open_matrix(files: Mapping[str, Path | RemoteFile], manifest: Manifest, role: str) -> Vectors:
+    """`open_vectors_anywhere` of a file of the collection. The header of a remote one is not read
+    if the file has the size that the manifest's numbers give."""
+    file = files[role]
+    if not isinstance(file, RemoteFile):
+        return open_vectors_anywhere(file)
+    rows = manifest.counts.get("prototypes" if role == "prototypes" else "references", 0)
+    if role == "norms":
+        return open_vectors_anywhere(file, Layout((rows, 1), np.dtype("<f2")))
+    width = (manifest.textual if role == "textual" else manifest.visual).dim
+    if manifest.embeddings == "int8" and role != "prototypes":
+        return open_vectors_anywhere(file, Layout((rows, width + 2), np.dtype(np.int8)))
+    return open_vectors_anywhere(file, Layout((rows, width), np.dtype("<f2")))
 
 
 def _check_vectors(vectors: np.memmap | RemoteVectors, path: object) -> None:

@@ -78,6 +78,12 @@ def choose_index(n: int, dim: int) -> str:
     return "IVF262144_HNSW32,SQfp16"
 
 
+def list_count(factory: str) -> int:
+    """Inverted lists of an index of this factory string; 0 for an exact one."""
+    name = factory.partition(",")[0].partition("_")[0]
+    return int(name.removeprefix("IVF")) if name.startswith("IVF") else 0
+
+
 def training_rows(n: int, factory: str) -> tuple[int, int]:
     """Number of rows to train an inverted file of n rows on, and of first rows to sample them from.
 
@@ -87,7 +93,7 @@ def training_rows(n: int, factory: str) -> tuple[int, int]:
     """
     if not factory.startswith("IVF"):
         return 0, 0
-    lists = int(factory.removeprefix("IVF").partition(",")[0].partition("_")[0])
+    lists = list_count(factory)
     least = {65_536: 10_000_000, 262_144: 300_000_000}.get(lists, lists * lists // 32)
     among = min(n, max(least, EXACT_BELOW))
     return min(TRAIN_PER_LIST * lists, among), among

@@ -28,7 +28,7 @@ def textual_vectors(paths: Mapping[str, Path | RemoteFile], manifest: fmt.Manife
         paths: role -> file.
     """
     if "textual" in paths:
-        return fmt.open_vectors_anywhere(paths["textual"])
+        return fmt.open_matrix(paths, manifest, "textual")
     return IndexedVectors(
         paths["textual_index"], manifest.counts["references"], manifest.textual.dim
     )

@@ -5,6 +5,8 @@ A *partitioned* collection (version 4) is a folder of ordinary ones, which open 
     collection.json             its manifest (`PartitionedManifest`); written last
     partitions/00000/...        collections of version 2, 3 or 5; no noun is in two of them
     partition_tree...           how nouns were divided, for growing
+    visual_lists.faiss          index over the inverted lists of all partitions' visual indexes, and
+    textual_lists.faiss         of their textual ones, if they have many (version 6)
 
 A reference's id is `number of the partition * PARTITION_IDS + id within it`. Deletions belong to
 the partitions, whose manifests they change; the partitioned manifest stays as it was made.
@@ -26,10 +28,12 @@ FORMAT_VERSION = 2
 INT8_VERSION = 3
 PARTITIONED_VERSION = 4
 IN_INDEX_VERSION = 5
-READABLE_VERSIONS = (1, 2, 3, 4, 5)
+LISTS_VERSION = 6
+READABLE_VERSIONS = (1, 2, 3, 4, 5, 6)
 """Version 1 has one search setting per index, tuned for one k; version 2 has a curve; version 3 is
 version 2 with embeddings in int8; version 4 is a folder of collections of other versions; version
-5 is version 2 or 3 with textual embeddings in the textual index alone."""
+5 is version 2 or 3 with textual embeddings in the textual index alone; version 6 is version 4 with
+indexes over the inverted lists of all partitions."""
 PARTITION_IDS = 2**32
 """Ids of a partition; a partition's first id is its number times this."""
 MANIFEST = "collection.json"
@@ -47,6 +51,8 @@ FILES = {
 INT8_FILES = FILES | {"visual": "visual.int8.npy", "textual": "textual.int8.npy"}
 EMBEDDINGS = {"float16": FILES, "int8": INT8_FILES}
 """How embeddings are stored -> file names."""
+LISTS = ("visual_lists", "textual_lists")
+"""Files of a partitioned collection, and fields of its manifest; both or none."""
 TEXTUAL_EMBEDDINGS = ("stored", "in_index")
 OPTIONAL_FILES = {"norms": "norms.f16.npy"}  # a collection may lack them
 
@@ -162,6 +168,11 @@ class PartitionedManifest(Heading):
 
     partitions: tuple[PartitionInfo, ...]
     """In the order of their numbers, which are part of their references' ids."""
+    visual_lists: IndexInfo | None = None
+    """The index over the centroids of the inverted lists of all visual indexes, partition after
+    partition; None if they are few, and then not written. Its k is a number of lists."""
+    textual_lists: IndexInfo | None = None
+    """Likewise of the textual indexes."""
     format_version: int = PARTITIONED_VERSION
 
     def places(self, url: str) -> list[str]:
@@ -175,7 +186,7 @@ AnyManifest = Manifest | PartitionedManifest
 def version_of(manifest: Heading) -> int:
     """The format version that a manifest is written with."""
     if isinstance(manifest, PartitionedManifest):
-        return PARTITIONED_VERSION
+        return LISTS_VERSION if manifest.visual_lists else PARTITIONED_VERSION
     if manifest.textual_embeddings != "stored":
         return IN_INDEX_VERSION
     return FORMAT_VERSION if manifest.embeddings == "float16" else INT8_VERSION
@@ -193,6 +204,9 @@ def manifest_bytes(manifest: Heading) -> bytes:
     tree = dataclasses.asdict(manifest)
     for name, usual in (("embeddings", "float16"), ("textual_embeddings", "stored")):
         if tree[name] == usual:
+            del tree[name]
+    for name in LISTS:
+        if name in tree and tree[name] is None:
             del tree[name]
     text = json.dumps(tree, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode("utf-8")
@@ -216,9 +230,10 @@ def parse_manifest(content: bytes, where: str) -> AnyManifest:
             "files": {role: FileInfo(**info) for role, info in tree["files"].items()},
         }
         manifest: AnyManifest
-        if version == PARTITIONED_VERSION:
+        if version in (PARTITIONED_VERSION, LISTS_VERSION):
             partitions = tuple(PartitionInfo(**one) for one in tree["partitions"])
-            manifest = PartitionedManifest(**{**fields, "partitions": partitions})
+            lists = {name: index_info(tree[name]) for name in LISTS if name in tree}
+            manifest = PartitionedManifest(**{**fields, "partitions": partitions, **lists})
         else:
             indexes = {name: index_info(tree[name]) for name in ("visual_index", "textual_index")}
             manifest = Manifest(**{**fields, **indexes})
@@ -277,6 +292,12 @@ def _check_partitions(manifest: PartitionedManifest, where: str) -> None:
     for path in paths:
         if not re.fullmatch(r"partitions/\w[\w.-]*", path):
             raise CollectionError(f"{where} names a partition outside its folder: {path!r}")
+    named = [name for name in LISTS if getattr(manifest, name) and name in manifest.files]
+    if tuple(named) != (LISTS if manifest.format_version == LISTS_VERSION else ()):
+        raise CollectionError(
+            f"{where} of version {manifest.format_version} names {named}; version {LISTS_VERSION} "
+            f"has {' and '.join(LISTS)}, both as fields and files: publish the collection again"
+        )
     if not paths or len(set(paths)) != len(paths):
         raise CollectionError(f"{where} names no partition, or one of them twice")
     for name in ("references", "nouns"):

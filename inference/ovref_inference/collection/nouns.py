@@ -1,17 +1,48 @@
 """The vocabulary of an open collection, and the noun of each reference."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection.prototypes import PrototypeConfig, neighbours_of
 from ovref_inference.collection.remote import RemoteFile
+from ovref_inference.collection.words import Words
 from ovref_inference.errors import CollectionError
+
+_COLUMNS = [name for name in fmt.NOUN_SCHEMA.names if name != "embedding"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NounTable:
+    """nouns.parquet without the embeddings, which are nearly all of it."""
+
+    names: Words
+    """As they are in the file; `checks.check_counts` says whether they are sorted."""
+    counts: np.ndarray
+    """(nouns,) int64: references of each."""
+    prototype_starts: np.ndarray
+    """(nouns,) int64: where the stored prototypes of each begin."""
+    prototype_stops: np.ndarray
+    """(nouns,) int64."""
+    neighbours: np.ndarray
+    """(sum of their numbers,) int32: rows of the neighbours of each noun; -1 for a noun that is not
+    in the vocabulary."""
+    neighbour_starts: np.ndarray
+    """(nouns + 1,) int64: where those of each noun begin."""
+    embedding_values: int
+    """How many numbers the embeddings hold together."""
+
+    def neighbours_of(self, row: int) -> list[int]:
+        """Rows of a noun's neighbours."""
+        start, stop = self.neighbour_starts[row : row + 2].tolist()
+        found: list[int] = self.neighbours[start:stop].tolist()
+        return found
 
 
 class Nouns:
@@ -20,7 +51,7 @@ class Nouns:
     def __init__(
         self,
         paths: Mapping[str, Path | RemoteFile],
-        table: dict[str, Any],
+        table: NounTable,
         deleted: np.ndarray,
         applied_tombstones: int,
     ) -> None:
@@ -31,16 +62,14 @@ class Nouns:
             deleted: (t,) sorted ids of deleted references.
             applied_tombstones: number of tombstones that the stored prototypes already exclude.
         """
-        self.names: list[str] = table["noun"]
-        """Sorted."""
-        self.row: dict[str, int] = {noun: row for row, noun in enumerate(self.names)}
+        self.names: Words = table.names
         self._table = table
         self._paths, self._deleted, self._applied_tombstones = paths, deleted, applied_tombstones
 
-    @property
+    @cached_property
     def counts(self) -> np.ndarray:
         """(nouns,) int64: references of each that are not deleted."""
-        return self._table["count"] - self._deleted_counts
+        return self._table.counts - self._deleted_counts
 
     @cached_property
     def embeddings(self) -> np.ndarray:
@@ -71,11 +100,11 @@ class Nouns:
         if not len(column):
             return np.zeros(0, dtype=np.int32)
         # Unified dictionaries have the same words in every chunk, so they are looked up once.
-        words = column.chunk(0).dictionary.to_pylist()
-        missing = [word for word in words if word not in self.row]
-        if missing:
-            raise CollectionError(f"{self._paths['nouns']} lacks the nouns {missing[:10]}")
-        codes = np.array([self.row[word] for word in words], dtype=np.int32)
+        words = column.chunk(0).dictionary
+        codes = self.names.rows_of(words)
+        if (codes < 0).any():
+            missing = words.filter(pa.array(codes < 0))[:10].to_pylist()
+            raise CollectionError(f"{self._paths['nouns']} lacks the nouns {missing}")
         return np.concatenate([codes[chunk.indices.to_numpy()] for chunk in column.chunks])
 
     def rows_of(self, ids: np.ndarray) -> np.ndarray:
@@ -93,14 +122,15 @@ class Nouns:
 
     def neighbours(self, row: int) -> list[int]:
         """Rows of the other nouns whose references went into a noun's stored prototypes."""
-        return [self.row[noun] for noun in self._table["neighbours"][row].as_py()]
+        return self._table.neighbours_of(row)
 
     def stored(self, row: int) -> tuple[slice, list[int]] | None:
         """The slice of a noun's stored prototypes and the nouns they were made from; None if they
         are missing or outdated."""
-        start, stop = (int(self._table[f"prototype_{end}"][row]) for end in ("start", "stop"))
+        start = int(self._table.prototype_starts[row])
+        stop = int(self._table.prototype_stops[row])
         used = [row, *self.neighbours(row)]
-        if stop == start or any(self._not_applied[i] for i in used):
+        if stop == start or (self._not_applied is not None and self._not_applied[used].any()):
             return None
         return slice(start, stop), used
 
@@ -117,8 +147,11 @@ class Nouns:
         return self._count(self._deleted)
 
     @cached_property
-    def _not_applied(self) -> np.ndarray:
-        """(nouns,) int64: deleted references that the stored prototypes still contain."""
+    def _not_applied(self) -> np.ndarray | None:
+        """(nouns,) int64: deleted references that the stored prototypes still contain; None if
+        nothing is deleted."""
+        if not len(self._deleted):
+            return None
         return self._count(
             fmt.read_tombstones(self._paths["tombstones"], skip=self._applied_tombstones)
         )
@@ -129,19 +162,33 @@ class Nouns:
         return np.bincount(self.of_references[ids], minlength=len(self.names))
 
 
-def read_nouns(path: str | Path | RemoteFile) -> dict[str, Any]:
-    """nouns.parquet without the embeddings, which are nearly all of it, as columns: noun (list),
-    neighbours (Arrow array of lists), the rest as numpy arrays."""
-    columns = [name for name in fmt.NOUN_SCHEMA.names if name != "embedding"]
+def prefetch_nouns(path: Path | RemoteFile) -> None:
+    """Brings what `read_nouns` reads of a remote file into the cache. Raises like it."""
+    if isinstance(path, RemoteFile):
+        with fmt.open_table(path, fmt.NOUN_SCHEMA) as file:
+            file.prefetch(range(file.num_row_groups), _COLUMNS)
+
+
+def read_nouns(path: str | Path | RemoteFile) -> NounTable:
+    """The columns of nouns.parquet but the embeddings.
+
+    Raises:
+        CollectionError: it cannot be read.
+    """
     with fmt.open_table(path, fmt.NOUN_SCHEMA) as file:
-        table = file.read(columns=columns, use_threads=False)
-    return {
-        "noun": table.column("noun").to_pylist(),
-        "count": table.column("count").to_numpy(),
-        "prototype_start": table.column("prototype_start").to_numpy(),
-        "prototype_stop": table.column("prototype_stop").to_numpy(),
-        "neighbours": table.column("neighbours").combine_chunks(),
-    }
+        table = file.read(columns=_COLUMNS, use_threads=False)
+        values = _embedding_values(file)
+    names = Words(table.column("noun").combine_chunks())
+    lists = table.column("neighbours").combine_chunks()
+    return NounTable(
+        names=names,
+        counts=table.column("count").to_numpy(),
+        prototype_starts=table.column("prototype_start").to_numpy(),
+        prototype_stops=table.column("prototype_stop").to_numpy(),
+        neighbours=names.rows_of(lists.flatten()),
+        neighbour_starts=np.cumsum([0, *lists.value_lengths().to_numpy()]),
+        embedding_values=values,
+    )
 
 
 def read_noun_embeddings(path: str | Path | RemoteFile) -> np.ndarray:
@@ -178,10 +225,9 @@ def group_embeddings(
     return vectors
 
 
-def noun_embedding_values(path: str | Path | RemoteFile) -> int:
-    """How many numbers the embeddings of nouns.parquet hold, from its metadata alone."""
-    with fmt.open_table(path, fmt.NOUN_SCHEMA) as file:
-        paths = [file.schema.column(i).path for i in range(len(file.schema))]
-        (leaf,) = [i for i, name in enumerate(paths) if name.startswith("embedding")]
-        groups = range(file.num_row_groups)
-        return sum(file.metadata.row_group(g).column(leaf).num_values for g in groups)
+def _embedding_values(file: pq.ParquetFile) -> int:
+    """How many numbers the embeddings hold, from the metadata alone."""
+    paths = [file.schema.column(i).path for i in range(len(file.schema))]
+    (leaf,) = [i for i, name in enumerate(paths) if name.startswith("embedding")]
+    groups = range(file.num_row_groups)
+    return sum(file.metadata.row_group(g).column(leaf).num_values for g in groups)

@@ -7,9 +7,9 @@ from typing import Any, Literal
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import hub
 from ovref_inference.collection.file_cache import cache_folder, cached, problem_of
-from ovref_inference.collection.partitions import THREADS, in_threads
 from ovref_inference.collection.remote import SMALL_BLOCK_BYTES, BlockCache, RemoteFile
 from ovref_inference.collection.remote_index import CODE_BYTES
+from ovref_inference.collection.threads import THREADS, in_threads
 from ovref_inference.errors import CollectionError
 from ovref_inference.places import describe, is_local, open_place, store_errors
 
@@ -26,7 +26,7 @@ def read_manifest(url: str, *, storage_options: dict[str, Any] | None = None) ->
     fs, root = open_store(url, storage_options)
     path = f"{root}/{fmt.MANIFEST}"
     try:
-        content = fs.cat_file(path)
+        content = fs.cat_file(path, start=0)  # from there on: its size is not asked for first
     except FileNotFoundError as error:
         hint = "check the URL, or publish the collection again if its build was interrupted"
         if fs.exists(f"{root}/collection/{fmt.MANIFEST}"):  # of the build whose output this is
@@ -83,7 +83,8 @@ def opened(
         roles: of the files that are wanted; None for all.
         blocks: remote files of `in_place_bytes` or more are read by ranges through this cache, and
             not copied; their sizes are checked, their checksums are not. None copies all. Smaller
-            files, and indexes without inverted lists, are copied anyway.
+            files, and indexes without inverted lists, are copied anyway; tables of references and
+            of tombstones never are.
         in_place_bytes: None takes `IN_PLACE_BYTES`.
         cache, verify: as in `store.fetch`.
 
@@ -140,13 +141,15 @@ def _wanted(manifest: fmt.AnyManifest, roles: Container[str] | None) -> dict[str
 
 
 def _block_bytes(role: str) -> int | None:
-    return SMALL_BLOCK_BYTES if role == "prototypes" else None
+    return SMALL_BLOCK_BYTES if role == "prototypes" or role in fmt.LISTS else None
 
 
 def _readable_in_place(manifest: fmt.AnyManifest, role: str, least: int) -> bool:
-    if role == "partition_tree":
-        return True  # only growing reads it
-    if manifest.files[role].bytes < least or role == "tombstones":
+    if role in ("partition_tree", "references", "tombstones") or role in fmt.LISTS:
+        # Opening does not read them; of tombstones it does where there are some. A search reads
+        # parts of the lists.
+        return True
+    if manifest.files[role].bytes < least:
         return False
     if role not in ("visual_index", "textual_index"):
         return True

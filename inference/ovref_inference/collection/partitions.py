@@ -4,55 +4,44 @@ Ids of references, and numbers of stored prototypes, are those of a partition pl
 `PARTITION_IDS`. Of partitions on an object store, requests go out in parallel.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from ovref_inference.collection.joined_index import JoinedIndex
 from ovref_inference.collection.manifest import PARTITION_IDS, by_partition
 from ovref_inference.collection.nouns import Nouns
 from ovref_inference.collection.parts import Parts, TunedIndex
 from ovref_inference.collection.prototypes import PrototypeConfig, neighbours_of
 from ovref_inference.collection.reference_table import ReferenceTable
-from ovref_inference.collection.remote_index import LIST_BYTES, RemoteIndex
+from ovref_inference.collection.threads import in_threads
+from ovref_inference.collection.words import Words, repeated
 from ovref_inference.errors import CollectionError
 from ovref_inference.vectors import Vectors, check_readable, prefetch_rows
 
 _ROWS = 4096
 """Rows that are read at a time where all are."""
-THREADS = 16
-"""Partitions on an object store that are asked at a time."""
 
-T = TypeVar("T")
-Answer = TypeVar("Answer")
-
-
-def in_threads(function: Callable[[T], Answer], items: Sequence[T], threads: int) -> list[Answer]:
-    """`function` of each item; in this thread if `threads` is 1."""
-    if threads == 1 or len(items) < 2:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(min(threads, len(items))) as pool:
-        return list(pool.map(function, items))
-
-
-def joined(parts: Sequence[Parts], url: str, *, threads: int) -> Parts:
+def joined(
+    parts: Sequence[Parts], url: str, *, lists: Mapping[str, TunedIndex], threads: int
+) -> Parts:
     """The parts of all partitions together.
 
     Args:
         parts: by number of the partition.
         url: of the collection, for messages.
+        lists: by role, the index over the inverted lists of all partitions, if there is one.
         threads: partitions that are asked at a time.
 
     Raises:
         CollectionError: a noun is in two partitions.
     """
     nouns = JoinedNouns([one.nouns for one in parts], threads)
-    if len(nouns.row) != len(nouns.names):
-        pairs = zip(nouns.names, nouns.names[1:], strict=False)
-        twice = [noun for noun, following in pairs if noun == following]
+    if twice := repeated(nouns.names.array):
         raise CollectionError(f"{url}: nouns are in two partitions: {', '.join(twice[:10])}")
     norms = [one.norms for one in parts if one.norms is not None]
     firsts = range(0, len(parts) * PARTITION_IDS, PARTITION_IDS)
@@ -62,8 +51,12 @@ def joined(parts: Sequence[Parts], url: str, *, threads: int) -> Parts:
         textual=JoinedVectors([one.textual for one in parts], threads),
         norms=JoinedVectors(norms, threads) if len(norms) == len(parts) else None,
         prototypes=JoinedVectors([one.prototypes for one in parts], threads),
-        visual_index=JoinedIndex([one.visual_index for one in parts], threads),
-        textual_index=JoinedIndex([one.textual_index for one in parts], threads),
+        visual_index=JoinedIndex(
+            [one.visual_index for one in parts], threads, lists.get("visual_lists")
+        ),
+        textual_index=JoinedIndex(
+            [one.textual_index for one in parts], threads, lists.get("textual_lists")
+        ),
         nouns=nouns,
         table=JoinedTable([one.table for one in parts]),
         deleted=np.concatenate(deleted),
@@ -132,88 +125,6 @@ class JoinedVectors:
         return number
 
 
-class JoinedIndex:
-    """Indexes searched as one: the inverted lists nearest to a query in any of them.
-
-    Each index names the lists that it would probe by its own settings. The index that has the
-    nearest list is searched as it was tuned, the others in those of their lists that are at least
-    as near as the last one probed there. Exact indexes are all searched. Probing all that were
-    named reads several times as much (`tests/benchmarks/results/partitioned_lists.md`).
-    """
-
-    def __init__(self, parts: Sequence[TunedIndex], threads: int) -> None:
-        self._parts, self._threads = parts, threads
-        for part in parts:
-            if isinstance(part.index, RemoteIndex):
-                part.index.list_bytes = LIST_BYTES // min(threads, len(parts))
-
-    def search(
-        self, queries: np.ndarray, k: int, excluded: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """As `TunedIndex.search`; equal scores by ascending ids."""
-
-        lists = in_threads(lambda part: part.nearest_lists(queries, k), self._parts, self._threads)
-        least = _least(lists)
-
-        def of_one(number: int, some: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-            part, near, first = self._parts[number], lists[number], number * PARTITION_IDS
-            low, high = np.searchsorted(excluded, [first, first + PARTITION_IDS])
-            gone = excluded[low:high] - first
-            if some is not None or near is None or least is None:
-                scores, ids = part.search(queries if some is None else queries[some], k, gone)
-            else:
-                scores, ids = _in_lists(part, queries, k, *near, least, gone)
-            return scores, np.where(ids >= 0, ids + first, -1)
-
-        everywhere = range(len(self._parts))
-        scores, ids = _best(in_threads(of_one, everywhere, self._threads), k)
-        there = sum(part.index.ntotal for part in self._parts) - len(excluded)
-        short = np.flatnonzero((ids >= 0).sum(axis=1) < min(k, there))
-        if len(short):  # whose lists hold too few
-            found = in_threads(lambda number: of_one(number, short), everywhere, self._threads)
-            scores[short], ids[short] = _best(found, k)
-        return scores, ids
-
-
-def _least(lists: Sequence[tuple[np.ndarray, np.ndarray] | None]) -> np.ndarray | None:
-    """(m,): cosine of the last list named by the index that has the nearest one."""
-    cosines = [one[0] for one in lists if one is not None]
-    if not cosines:
-        return None
-    first, last = (np.stack([one[:, at] for one in cosines]) for at in (0, -1))
-    least: np.ndarray = np.take_along_axis(last, first.argmax(axis=0)[None], axis=0)[0]
-    return least
-
-
-def _in_lists(
-    part: TunedIndex,
-    queries: np.ndarray,
-    k: int,
-    cosines: np.ndarray,
-    lists: np.ndarray,
-    least: np.ndarray,
-    excluded: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """`TunedIndex.search_lists` in those lists whose cosine is at least (m,) `least`."""
-    near = cosines >= least[:, None]
-    some = np.flatnonzero(near.any(axis=1))
-    width = min(k, part.index.ntotal)
-    scores = np.full((len(queries), width), -np.inf, dtype=np.float32)
-    ids = np.full((len(queries), width), -1, dtype=np.int64)
-    if len(some):
-        chosen = np.where(near, lists, -1)[some]
-        found = part.search_lists(queries[some], k, cosines[some], chosen, excluded)
-        scores[some], ids[some] = found
-    return scores, ids
-
-
-def _best(found: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of several searches of the same queries; equal scores by ascending ids."""
-    scores, ids = (np.concatenate(kind, axis=1) for kind in zip(*found, strict=True))
-    order = np.lexsort((ids, -scores))[:, :k]
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
-
-
 class JoinedTable:
     """Tables of references."""
 
@@ -272,15 +183,16 @@ class JoinedNouns:
 
     def __init__(self, parts: Sequence[Nouns], threads: int) -> None:
         self._parts, self._threads = parts, threads
-        names = [name for part in parts for name in part.names]
-        self._order = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
-        self.names: list[str] = [names[at] for at in self._order]
-        self.row: dict[str, int] = {noun: row for row, noun in enumerate(self.names)}
-        sizes = np.array([len(part.names) for part in parts])
-        starts = np.cumsum(sizes) - sizes
-        self._rows = np.split(np.argsort(self._order), starts[1:])
+        together = pa.concat_arrays([part.names.array for part in parts])
+        self._order = pc.sort_indices(together).to_numpy().astype(np.int32)
+        self.names = Words(together.take(pa.array(self._order)))
+        sizes = np.array([len(part.names) for part in parts], dtype=np.int32)
+        starts = np.cumsum(sizes, dtype=np.int32) - sizes
+        place = np.empty_like(self._order)
+        place[self._order] = np.arange(len(place), dtype=np.int32)
+        self._rows = np.split(place, starts[1:])
         """For each partition, the row here of each of its own rows."""
-        self._part = np.repeat(np.arange(len(parts)), sizes)[self._order]
+        self._part = np.repeat(np.arange(len(parts), dtype=np.int32), sizes)[self._order]
         self._own_row = self._order - starts[self._part]
 
     @cached_property
@@ -314,7 +226,7 @@ class JoinedNouns:
 
     def references_of(self, rows: Sequence[int]) -> list[np.ndarray]:
         found = self._each(rows, Nouns.references_of)
-        firsts = self._part[np.asarray(rows, dtype=np.int64)] * PARTITION_IDS
+        firsts = self._part[np.asarray(rows, dtype=np.int64)].astype(np.int64) * PARTITION_IDS
         return [ids + first for ids, first in zip(found, firsts, strict=True)]
 
     def stored(self, row: int) -> tuple[slice, list[int]] | None:

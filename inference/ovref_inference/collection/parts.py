@@ -13,7 +13,7 @@ from ovref_inference.collection.checks import check_counts
 from ovref_inference.collection.exact import faiss_module
 from ovref_inference.collection.indexed_vectors import textual_vectors
 from ovref_inference.collection.inverted_lists import search_lists
-from ovref_inference.collection.nouns import Nouns, read_nouns
+from ovref_inference.collection.nouns import Nouns, prefetch_nouns, read_nouns
 from ovref_inference.collection.reference_table import ReferenceTable
 from ovref_inference.collection.remote import RemoteFile
 from ovref_inference.collection.remote_index import RemoteIndex
@@ -35,16 +35,15 @@ class TunedIndex:
         nprobe = indexes.nprobe_for(k, self.curve)
         return indexes.search(self.index, queries, k, nprobe=nprobe, excluded=excluded)
 
-    def nearest_lists(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """The lists that `search` probes first: cosines of a query to their centroids, descending,
-        and their numbers, (m, nprobe) each; None for an exact index."""
-        nprobe = indexes.nprobe_for(k, self.curve)
-        if nprobe is None:
-            return None
-        queries = np.ascontiguousarray(queries, dtype=np.float32)
-        found: tuple[np.ndarray, np.ndarray] = self.index.quantizer.search(
-            queries, min(nprobe, self.index.nlist)
-        )
+    @property
+    def lists(self) -> int:
+        """Inverted lists; 0 of an exact index."""
+        return getattr(self.index, "nlist", 0)
+
+    def nearest_lists(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest inverted lists, at most all: cosines of a query to their centroids,
+        descending, and their numbers, (m, count) each; `queries` are (m, d) float32."""
+        found: tuple[np.ndarray, np.ndarray] = self.index.quantizer.search(queries, count)
         return found
 
     def search_lists(
@@ -89,8 +88,18 @@ class Parts:
     """(t,) int64: sorted ids of deleted references."""
 
 
+def prefetch_parts(manifest: fmt.Manifest, paths: Mapping[str, Path | RemoteFile]) -> None:
+    """Brings what `opened_parts` reads of remote files into the cache. Raises CollectionError if
+    they cannot be read."""
+    prefetch_nouns(paths["nouns"])
+    tombstones = paths["tombstones"]
+    if manifest.counts.get("tombstones") and isinstance(tombstones, RemoteFile):
+        tombstones.prefetch([0], [tombstones.size])
+
+
 def opened_parts(url: str, manifest: fmt.Manifest, paths: Mapping[str, Path | RemoteFile]) -> Parts:
-    """Opens the files of one collection.
+    """Opens the files of one collection. Of one that is read in place only the vocabulary and the
+    tombstones are read (`checks.check_counts`).
 
     Args:
         url: for messages.
@@ -106,25 +115,49 @@ def opened_parts(url: str, manifest: fmt.Manifest, paths: Mapping[str, Path | Re
             f"{url}: the manifest counts {manifest.counts}, the files hold {counts}"
         )
     rows = counts["references"]
-    deleted = fmt.read_tombstones(paths["tombstones"])
+    deleted = np.zeros(0, dtype=np.int64)
+    if counts["tombstones"]:
+        deleted = fmt.read_tombstones(paths["tombstones"])
     return Parts(
-        visual=fmt.open_vectors_anywhere(paths["visual"]),
+        visual=fmt.open_matrix(paths, manifest, "visual"),
         textual=textual_vectors(paths, manifest),
-        norms=fmt.open_vectors_anywhere(paths["norms"]) if "norms" in paths else None,
-        prototypes=fmt.open_vectors_anywhere(paths["prototypes"]),
-        visual_index=_index(paths["visual_index"], rows, manifest.visual, manifest.visual_index),
+        norms=fmt.open_matrix(paths, manifest, "norms") if "norms" in paths else None,
+        prototypes=fmt.open_matrix(paths, manifest, "prototypes"),
+        visual_index=_index(
+            paths["visual_index"], rows, manifest.visual.dim, manifest.visual_index
+        ),
         textual_index=_index(
-            paths["textual_index"], rows, manifest.textual, manifest.textual_index
+            paths["textual_index"], rows, manifest.textual.dim, manifest.textual_index
         ),
         nouns=Nouns(paths, table, deleted, manifest.settled_tombstones),
-        table=ReferenceTable(paths["references"]),
+        table=ReferenceTable(paths["references"], rows),
         deleted=deleted,
     )
 
 
-def _index(
-    path: Path | RemoteFile, rows: int, encoder: fmt.EncoderInfo, info: fmt.IndexInfo
-) -> TunedIndex:
+def opened_lists(
+    manifest: fmt.PartitionedManifest, paths: Mapping[str, Path | RemoteFile],
+    parts: Sequence[Parts],
+) -> dict[str, TunedIndex]:  # fmt: skip
+    """By role, the indexes over the inverted lists of all partitions; empty if there are none.
+
+    Args:
+        paths: role -> file, of the whole collection.
+        parts: of the partitions.
+
+    Raises:
+        CollectionError: a local one has another number of lists than the partitions, or another
+            width; a remote one raises it when it is searched.
+    """
+    found = {}
+    for role, kind in zip(fmt.LISTS, ("visual", "textual"), strict=True):
+        if (info := getattr(manifest, role)) is not None:
+            rows = sum(getattr(part, f"{kind}_index").lists for part in parts)
+            found[role] = _index(paths[role], rows, getattr(manifest, kind).dim, info)
+    return found
+
+
+def _index(path: Path | RemoteFile, rows: int, dim: int, info: fmt.IndexInfo) -> TunedIndex:
     if isinstance(path, RemoteFile):
-        return TunedIndex(RemoteIndex(path, rows, encoder.dim, info.factory), info.curve)
-    return TunedIndex(indexes.read_index(path, rows=rows, dim=encoder.dim), info.curve)
+        return TunedIndex(RemoteIndex(path, rows, dim, info.factory), info.curve)
+    return TunedIndex(indexes.read_index(path, rows=rows, dim=dim), info.curve)

@@ -14,8 +14,8 @@ from ovref_inference.collection import format as fmt
 from ovref_inference.collection import opening
 from ovref_inference.collection.class_support import FLOOR, MEANINGLESS, class_support
 from ovref_inference.collection.handle import CollectionHandle
-from ovref_inference.collection.partitions import THREADS, in_threads, joined
-from ovref_inference.collection.parts import Parts, opened_parts
+from ovref_inference.collection.partitions import joined
+from ovref_inference.collection.parts import Parts, opened_lists, opened_parts, prefetch_parts
 from ovref_inference.collection.prototypes import (
     PrototypeConfig,
     Prototypes,
@@ -27,6 +27,8 @@ from ovref_inference.collection.prototypes import (
 from ovref_inference.collection.remote import CACHE_BYTES, RemoteFile
 from ovref_inference.collection.retrieve import checked_names, class_embeddings
 from ovref_inference.collection.support import Support
+from ovref_inference.collection.threads import THREADS, in_threads
+from ovref_inference.collection.words import Words
 from ovref_inference.errors import CollectionError
 from ovref_inference.ranges import require_at_least
 from ovref_inference.vectors import Vectors, as_float32, l2_normalised, prefetch_rows
@@ -71,7 +73,8 @@ class ReferenceCollection(CollectionHandle):
         storage_options: dict[str, Any] | None = None,
     ) -> "ReferenceCollection":
         """Opens a collection where it is, also a partitioned one. Of a remote one the ranges that
-        are needed are read, through a local cache; files below 32 MiB are copied to it.
+        are needed are read, through a local cache; files below 32 MiB are copied to it, but for
+        tables of references, which are checked when they are first read.
 
         Args:
             url: folder, fsspec URL such as s3://bucket/name, or hf://user/name@revision.
@@ -122,8 +125,8 @@ class ReferenceCollection(CollectionHandle):
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     @property
-    def nouns(self) -> list[str]:
-        """The vocabulary, sorted."""
+    def nouns(self) -> Words:
+        """The vocabulary, sorted: a sequence of str, which `list` makes a list of."""
         return self._nouns.names
 
     @property
@@ -213,7 +216,7 @@ class ReferenceCollection(CollectionHandle):
         config = self.prototype_config
         if k is not None and k != config.k:
             config = dataclasses.replace(config, k=k)
-        own = [self._nouns.row.get(name.strip().lower()) for name in names]
+        own = [self._nouns.names.find(name.strip().lower()) for name in names]
         stored = self._stored(own if config == self.prototype_config else [None] * len(own))
         fresh = [i for i, prototypes in enumerate(stored) if prototypes is None]
         embeddings = self._class_embeddings(names, own, fresh, text_embeddings, config.needed)
@@ -287,7 +290,7 @@ class ReferenceCollection(CollectionHandle):
     def references_of(self, noun: str) -> np.ndarray:
         """Ids of a noun's references, ascending, without deleted ones; empty if it is unknown. The
         noun is compared as in `prototypes`."""
-        row = self._nouns.row.get(noun.strip().lower())
+        row = self._nouns.names.find(noun.strip().lower())
         return np.zeros(0, dtype=np.int64) if row is None else self._nouns.references_of([row])[0]
 
     def _search(self, kind: str, queries: Any, k: int) -> Support:
@@ -336,13 +339,13 @@ class ReferenceCollection(CollectionHandle):
         return embeddings
 
     def _stored(self, rows: list[int | None]) -> list[tuple[np.ndarray, list[int]] | None]:
-        """Stored prototypes of nouns and the nouns they were made from; None where none are
-        valid."""
+        """Stored prototypes of nouns, float16, and the nouns they were made from; None where none
+        are valid."""
         found = [None if row is None else self._nouns.stored(row) for row in rows]
         spans = [np.arange(span.start, span.stop) for span, _ in filter(None, found)]
         ids = np.concatenate([np.zeros(0, np.int64), *spans])
         prefetch_rows(self._prototypes, ids)
-        vectors = np.asarray(self._prototypes[ids], dtype=np.float32)
+        vectors = np.asarray(self._prototypes[ids])
         each = iter(np.split(vectors, np.cumsum([len(span) for span in spans])))
         return [stored and (next(each), stored[1]) for stored in found]
 
@@ -377,22 +380,28 @@ class ReferenceCollection(CollectionHandle):
 
 def _open_parts(url: str, options: dict[str, Any]) -> tuple[fmt.AnyManifest, Parts]:
     """The manifest and the open files of the collection at `url`; `options` of `opening.opened`."""
-    manifest, paths = opening.opened(url, **options)
+    manifest, files = opening.opened(url, **options)
     if isinstance(manifest, fmt.Manifest):
-        return manifest, opened_parts(url, manifest, paths)
+        return manifest, opened_parts(url, manifest, files)
     # Small files are copied as a whole, of all partitions together no more than of one collection.
     in_place_bytes = opening.IN_PLACE_BYTES // len(manifest.partitions)
 
-    def of_one(one: tuple[fmt.PartitionInfo, str]) -> tuple[Parts, bool]:
+    def of_one(
+        one: tuple[fmt.PartitionInfo, str],
+    ) -> tuple[fmt.Manifest, dict[str, Path | RemoteFile]]:
         info, place = one
-        own, paths = opening.opened(place, in_place_bytes=in_place_bytes, **options)
-        own = fmt.checked_partition(own, info, place)
-        is_remote = any(isinstance(path, RemoteFile) for path in paths.values())
-        return opened_parts(place, own, paths), is_remote
+        found, paths = opening.opened(place, in_place_bytes=in_place_bytes, **options)
+        own = fmt.checked_partition(found, info, place)
+        prefetch_parts(own, paths)
+        return own, paths
 
-    places = list(zip(manifest.partitions, manifest.places(url), strict=True))
-    parts, remote = zip(*in_threads(of_one, places, THREADS), strict=True)
-    whole = joined(parts, url, threads=THREADS if any(remote) else 1)
+    places = manifest.places(url)
+    found = in_threads(of_one, list(zip(manifest.partitions, places, strict=True)), THREADS)
+    # In one thread: Arrow keeps memory for each thread that reads tables.
+    parts = [opened_parts(place, *one) for place, one in zip(places, found, strict=True)]
+    lists = opened_lists(manifest, files, parts)
+    remote = [isinstance(path, RemoteFile) for _, paths in found for path in paths.values()]
+    whole = joined(parts, url, lists=lists, threads=THREADS if any(remote) else 1)
     counts = manifest.counts | {"tombstones": len(whole.deleted)}
     return dataclasses.replace(manifest, counts=counts), whole
 

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +22,8 @@ BLOCK_BYTES = 256 << 10
 SMALL_BLOCK_BYTES = 32 << 10
 """The same where what is read together is smaller by far, as a noun's prototypes are."""
 CACHE_BYTES = 10 << 30
+_MEMORY_BYTES = 16 << 20
+"""Small blocks that stay in memory as well, of all files of a cache; 171 classes need 8 MB."""
 _RUN_BLOCKS = 32
 """Adjacent blocks of one request."""
 _BATCH_BYTES = 16 << 20
@@ -32,7 +35,8 @@ _PARALLEL = 16
 class BlockCache:
     """Blocks of remote files in a folder; the least recently used ones are deleted beyond a limit.
 
-    Each block is a file that appears whole, so several processes may share the folder.
+    Each block is a file that appears whole, so several processes may share the folder. A process
+    keeps the small ones that it read last in memory too.
     """
 
     def __init__(self, folder: str | Path, limit: int = CACHE_BYTES) -> None:
@@ -45,6 +49,9 @@ class BlockCache:
         self._written: int | None = None
         """Bytes written since the folder was last measured; None before the first time."""
         self._fetching, self._lock = 0, threading.Lock()
+        self._held: dict[tuple[str, int], bytes] = {}
+        """Blocks in memory, the least recently used one first."""
+        self._held_bytes = 0
 
     @contextlib.contextmanager
     def batches(self, size: int) -> Iterator[Callable[[], int]]:
@@ -58,8 +65,26 @@ class BlockCache:
             with self._lock:
                 self._fetching -= 1
 
+    def held(self, name: str, block: int) -> bytes | None:
+        """The block of a file, if it is in memory."""
+        with self._lock:
+            content = self._held.pop((name, block), None)
+            if content is not None:
+                self._held[name, block] = content  # now the most recently used one
+        return content
+
+    def hold(self, name: str, block: int, content: bytes) -> None:
+        """Keeps a block in memory, in place of those that were used least recently."""
+        with self._lock:
+            self._held_bytes += len(content) - len(self._held.pop((name, block), b""))
+            self._held[name, block] = content
+            while self._held_bytes > _MEMORY_BYTES:
+                self._held_bytes -= len(self._held.pop(next(iter(self._held))))
+
     def has(self, name: str, block: int, size: int) -> bool:
         """Whether the block of a file is there, and whole."""
+        if (name, block) in self._held:
+            return True
         try:
             return os.stat(self._path(name, block)).st_size == size
         except OSError:
@@ -127,12 +152,14 @@ class RemoteFile:
             size: bytes.
             sha256: of its content, which names its blocks in the cache, together with their size if
                 that is not BLOCK_BYTES.
-            block_bytes: at most BLOCK_BYTES, which None takes.
+            block_bytes: at most BLOCK_BYTES, which None takes. Blocks of another size are small and
+                stay in memory as well.
         """
         self.fs, self.path, self.size, self.sha256, self.cache = fs, path, size, sha256, cache
         self.block_bytes = min(block_bytes or BLOCK_BYTES, BLOCK_BYTES)
         other = "" if self.block_bytes == BLOCK_BYTES else f"-{self.block_bytes}"
         self._blocks = sha256 + other
+        self._small = block_bytes is not None
 
     def __str__(self) -> str:
         return self.path
@@ -206,8 +233,18 @@ class RemoteFile:
 
     def _opened(self, block: int) -> Any:
         """The block as a file; fetched again if it was deleted from the cache meanwhile."""
+        if self._small and (content := self.cache.held(self._blocks, block)) is not None:
+            return io.BytesIO(content)
         file = self.cache.open(self._blocks, block, self._block_size(block))
-        return file or io.BytesIO(self._fetch([block]))
+        if not self._small:
+            return file or io.BytesIO(self._fetch([block]))
+        if file is None:
+            content = self._fetch([block])
+        else:
+            with file:
+                content = file.read()
+        self.cache.hold(self._blocks, block, content)
+        return io.BytesIO(content)
 
     def _block_size(self, block: int) -> int:
         return min(self.block_bytes, self.size - block * self.block_bytes)
@@ -277,17 +314,18 @@ class RemoteTable(pq.ParquetFile):
         super().__init__(file.open(), **options)
 
     def read(self, columns: list[str] | None = None, **options: Any) -> pa.Table:
-        self._prefetch(range(self.num_row_groups), columns)
+        self.prefetch(range(self.num_row_groups), columns)
         return super().read(columns=columns, **options)
 
     def read_row_group(self, i: int, columns: list[str] | None = None, **options: Any) -> pa.Table:
-        self._prefetch([i], columns)
+        self.prefetch([i], columns)
         return super().read_row_group(i, columns=columns, **options)
 
     def close(self, force: bool = True) -> None:
         super().close(force=force)
 
-    def _prefetch(self, groups: Iterable[int], columns: list[str] | None) -> None:
+    def prefetch(self, groups: Iterable[int], columns: list[str] | None = None) -> None:
+        """Brings these columns of row groups into the cache, in parallel; None is all columns."""
         starts, lengths = [], []
         for group in map(self.metadata.row_group, groups):
             for chunk in map(group.column, range(group.num_columns)):
@@ -325,31 +363,56 @@ class _Raw(io.RawIOBase):
         return size
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Shape and numbers of a matrix in an .npy file."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file, if numpy wrote its header."""
+        header = io.BytesIO()
+        fields = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(header, fields)
+        return header.tell() + int(np.prod(self.shape)) * self.dtype.itemsize
+
+
 class RemoteVectors:
     """A (n, d) matrix in an .npy file that reads only the requested rows."""
 
-    def __init__(self, file: RemoteFile) -> None:
+    def __init__(self, file: RemoteFile, expected: Layout | None = None) -> None:
         """
+        Args:
+            expected: the header of a file that is as large as this matrix is not read.
+
         Raises:
             CollectionError: the file cannot be read, or is no .npy file of its size.
         """
+        self._file = file
+        if expected is None or expected.file_bytes != file.size:
+            expected = self._header()
+        self.shape, self.dtype, self.ndim = expected.shape, expected.dtype, len(expected.shape)
+        self._row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:]))
+        self._offset = file.size - self.shape[0] * self._row_bytes
+
+    def _header(self) -> Layout:
+        """What the header says, if the file has the size for it."""
         try:
-            with file.open() as header:
+            with self._file.open() as header:
                 version = np.lib.format.read_magic(header)
                 if version != (1, 0):
                     raise ValueError(f"version {version} of the .npy format")
                 shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
-                self._offset = header.tell()
+                size = header.tell() + int(np.prod(shape)) * dtype.itemsize
         except (ValueError, EOFError) as error:
-            raise CollectionError(f"cannot read the vectors {file}: {error}") from error
-        self.shape, self.dtype, self._file = shape, dtype, file
-        self.ndim = len(shape)
-        size = self._offset + int(np.prod(shape)) * dtype.itemsize
-        if fortran or dtype.hasobject or size != file.size:
+            raise CollectionError(f"cannot read the vectors {self._file}: {error}") from error
+        if fortran or dtype.hasobject or size != self._file.size:
             raise CollectionError(
-                f"{file} has {file.size} bytes, its header says {size}: it is truncated"
+                f"{self._file} has {self._file.size} bytes, its header says {size}: it is truncated"
             )
-        self._row_bytes = dtype.itemsize * int(np.prod(shape[1:]))
+        return Layout(shape, dtype)
 
     def __len__(self) -> int:
         return int(self.shape[0])

@@ -2,15 +2,18 @@
 
 import contextlib
 import mmap
+import struct
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ovref_inference.collection.exact import faiss_module
+from ovref_inference.collection.index import list_count
 from ovref_inference.collection.inverted_lists import search_lists
 from ovref_inference.collection.remote import RemoteFile
 from ovref_inference.errors import CollectionError
@@ -20,32 +23,85 @@ LIST_BYTES = 32 << 20
 _ID_BYTES = 8
 CODE_BYTES = {",SQfp16": 2, ",SQ8": 1}
 """End of the factory string -> bytes of a number in its inverted lists."""
+_CENTROIDS_AT = 98
+"""Bytes of an index file before its centroids, if these are compared one by one."""
+
+
+def entry_bytes(factory: str, dim: int) -> int:
+    """Bytes of a vector in inverted lists, with its id."""
+    return CODE_BYTES[f",{factory.rpartition(',')[2]}"] * dim + _ID_BYTES
+
+
+def parsed_header(
+    pieces: Sequence[tuple[int, bytes]], size: int, rows: int, dim: int, factory: str, where: str
+) -> tuple[Any, np.ndarray, np.ndarray]:
+    """An index of which the file's bytes before the inverted lists are known, or some of them.
+
+    Args:
+        pieces: where they are in the file, and these bytes; faiss takes others to be 0.
+        size: of the whole file.
+        rows, dim, factory: of the index.
+        where: for messages.
+
+    Returns:
+        The index, whose lists cannot be read; where each one begins in the file; its entries.
+
+    Raises:
+        CollectionError: it is no such index.
+    """
+    faiss, entry = faiss_module(), entry_bytes(factory, dim)
+    with tempfile.TemporaryDirectory() as scratch:
+        # faiss maps the centroids, and reads from the sizes of the lists where each one would be;
+        # the lists themselves are a hole in this file.
+        path = Path(scratch, "header.faiss")
+        with open(path, "wb") as file:
+            for at, content in pieces:
+                file.seek(at)
+                file.write(content)
+            file.truncate(size)
+        try:
+            index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        except RuntimeError as error:
+            raise CollectionError(f"cannot read the index {where}: {error}") from error
+    if not hasattr(index, "nlist") or (index.ntotal, index.d) != (rows, dim):
+        raise CollectionError(
+            f"the index {where} holds {index.ntotal} vectors of width {index.d}, the collection "
+            f"{rows} of width {dim}: publish it again"
+        )
+    lists = index.invlists
+    sizes = np.array([lists.list_size(number) for number in range(index.nlist)])
+    known = index.nlist == list_count(factory) and lists.code_size == entry - _ID_BYTES
+    if not known or sizes.sum() != rows:
+        raise CollectionError(
+            f"the index {where} does not hold {entry - _ID_BYTES} bytes of each vector list by "
+            "list; open the collection with copy=True"
+        )
+    return index, size - rows * entry + (np.cumsum(sizes) - sizes) * entry, sizes
+
+
+def _has_plain_centroids(factory: str) -> bool:
+    return "_" not in factory
 
 
 class RemoteIndex:
     """An `IVF…,SQfp16` or `IVF…,SQ8` index, searched as faiss searches it, with the same results.
 
-    Its centroids are read at the first search. Safe to search from several threads, one of which
+    Its centroids are read when `quantizer` is asked for the first time; a search of given lists
+    reads none. Safe to search from several threads, one of which
     searches at a time.
     """
 
     def __init__(self, file: RemoteFile, rows: int, dim: int, factory: str) -> None:
-        self.file, self.ntotal, self.d = file, rows, dim
-        self._code_bytes = CODE_BYTES[f",{factory.rpartition(',')[2]}"] * dim
+        self.file, self.ntotal, self.d, self.factory = file, rows, dim, factory
+        self.nlist = list_count(factory)
         self.list_bytes = LIST_BYTES
         self._lock = threading.Lock()
-
-    @property
-    def nlist(self) -> int:
-        """Inverted lists."""
-        with self._lock:
-            return int(self._header[0].nlist)
 
     @property
     def quantizer(self) -> Any:
         """The index of the lists' centroids."""
         with self._lock:
-            return self._header[0].quantizer
+            return self._quantizer
 
     def search(self, queries: np.ndarray, k: int, *, params: Any) -> tuple[np.ndarray, np.ndarray]:
         """As `faiss.IndexIVF.search`.
@@ -70,99 +126,103 @@ class RemoteIndex:
         *,
         params: Any,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `inverted_lists.search_lists`, reading these lists."""
+        """As `inverted_lists.search_lists`, reading each of these lists once; scores are -inf where
+        the lists hold fewer."""
+        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        ids = np.full((len(queries), k), -1, dtype=np.int64)
         with self._lock:
             index, starts, sizes = self._header
-            groups = self._groups(lists_mp, sizes)
+            pieces = self._pieces(np.unique(lists_mp[lists_mp >= 0]), sizes)
             # An allocator would keep much of this for itself afterwards.
-            most = max(size for *_, size in groups)
-            memory = np.frombuffer(mmap.mmap(-1, max(most, 1)), dtype=np.uint8)
-            parts = []
-            for first, last, _ in groups:
-                near = cosines_mp[first:last], lists_mp[first:last]
-                with self._loaded(near[1], index, starts, sizes, memory):
-                    parts.append(search_lists(index, queries[first:last], k, *near, params=params))
-        scores, ids = zip(*parts, strict=True)
-        return np.concatenate(scores), np.concatenate(ids)
+            most = max((int(sizes[piece].sum()) for piece in pieces), default=0)
+            size = most * entry_bytes(self.factory, self.d)
+            memory = np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype=np.uint8)
+            for piece in pieces:
+                here = np.isin(lists_mp, piece)
+                some = np.flatnonzero(here.any(axis=1))
+                near = cosines_mp[some], np.where(here[some], lists_mp[some], -1)
+                with self._loaded(piece, index, starts, sizes, memory):
+                    found = search_lists(index, queries[some], k, *near, params=params)
+                found[0][found[1] < 0] = -np.inf
+                both = np.concatenate([scores[some], found[0]], axis=1)
+                order = np.argsort(-both, axis=1, kind="stable")[:, :k]
+                scores[some] = np.take_along_axis(both, order, axis=1)
+                both = np.concatenate([ids[some], found[1]], axis=1)
+                ids[some] = np.take_along_axis(both, order, axis=1)
+        return scores, ids
+
+    @cached_property
+    def _quantizer(self) -> Any:
+        if not _has_plain_centroids(self.factory):
+            return self._header[0].quantizer
+        self.file.prefetch([0], [self._begin])  # in one request
+        _ = self._header  # checks the file
+        size = self.nlist * self.d * 4
+        quantizer = faiss_module().IndexFlatIP(self.d)
+        quantizer.add(self.file.read([_CENTROIDS_AT], [size]).view("<f4").reshape(-1, self.d))
+        return quantizer
+
+    @property
+    def _begin(self) -> int:
+        """Where the inverted lists begin in the file."""
+        return self.file.size - self.ntotal * entry_bytes(self.factory, self.d)
 
     @cached_property
     def _header(self) -> tuple[Any, np.ndarray, np.ndarray]:
-        """The index with empty lists; where each list begins in the file, and its entries."""
-        import faiss
-
-        entry = self._entry_bytes
-        begin = self.file.size - self.ntotal * entry
-        with tempfile.TemporaryDirectory() as scratch:
-            # faiss reads the centroids, and from the sizes of the lists where each one would be;
-            # the lists themselves are a hole in this file.
-            path = Path(scratch, "header.faiss")
-            with open(path, "wb") as file:
-                if begin > 0:
-                    file.write(self.file.read([0], [begin]).data)
-                file.truncate(self.file.size)
-            try:
-                index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
-            except RuntimeError as error:
-                raise CollectionError(f"cannot read the index {self.file}: {error}") from error
-            if not hasattr(index, "nlist") or (index.ntotal, index.d) != (self.ntotal, self.d):
-                raise CollectionError(
-                    f"the index {self.file} holds {index.ntotal} vectors of width {index.d}, the "
-                    f"collection {self.ntotal} of width {self.d}: publish it again"
-                )
-            lists = index.invlists
-            sizes = np.array([lists.list_size(number) for number in range(index.nlist)])
-            if lists.code_size != entry - _ID_BYTES or sizes.sum() != self.ntotal:
-                raise CollectionError(
-                    f"the index {self.file} does not hold {self._code_bytes} bytes of each vector "
-                    "list by list; open the collection with copy=True"
-                )
-            held: Any = faiss.OnDiskInvertedLists()
-            held.nlist, held.code_size = index.nlist, lists.code_size
-            held.lists.resize(index.nlist)
-            index.replace_invlists(held, True)
-            held.this.disown()  # they are the index's now
-        starts = begin + (np.cumsum(sizes) - sizes) * entry
+        """As `parsed_header`, the lists empty; the centroids are not read."""
+        faiss, begin, pieces = faiss_module(), self._begin, [(0, b"")]
+        if not _has_plain_centroids(self.factory):
+            pieces = [(0, self.file.read([0], [max(begin, 0)]).tobytes())]
+        elif (end := _CENTROIDS_AT + self.nlist * self.d * 4) < begin:
+            after = self.file.read([end], [begin - end]).tobytes()
+            pieces = [(0, self._before_centroids), (end, after)]
+        index, starts, sizes = parsed_header(
+            pieces, self.file.size, self.ntotal, self.d, self.factory, str(self.file)
+        )
+        held: Any = faiss.OnDiskInvertedLists()
+        held.nlist, held.code_size = index.nlist, index.invlists.code_size
+        held.lists.resize(index.nlist)
+        index.replace_invlists(held, True)
+        held.this.disown()  # they are the index's now
         return index, starts, sizes
 
     @property
-    def _entry_bytes(self) -> int:
-        return self._code_bytes + _ID_BYTES
+    def _before_centroids(self) -> bytes:
+        """The first bytes of such a file, so that they need not be read."""
 
-    def _groups(self, lists_mp: np.ndarray, sizes: np.ndarray) -> list[tuple[int, int, int]]:
-        """Consecutive queries whose lists fit into memory together, first and last + 1, and the
-        bytes of these lists; one query always fits."""
-        groups: list[tuple[int, int, int]] = []
+        def flat(rows: int) -> bytes:
+            return struct.pack("<iqqqBi", self.d, rows, 1 << 20, 1 << 20, 1, 0)
 
-        def size_of(lists: set[int]) -> int:
-            return int(sizes[list(lists)].sum()) * self._entry_bytes
+        return b"".join([
+            b"IwSq", flat(self.ntotal), struct.pack("<QQ", self.nlist, 1),
+            b"IxFI", flat(self.nlist), struct.pack("<Q", self.nlist * self.d),
+        ])  # fmt: skip
 
-        first, seen, held = 0, set[int](), 0
-        for number, row in enumerate(lists_mp.tolist()):
-            lists = set(row) - {-1}
-            more = size_of(lists - seen)
-            if number > first and held + more > self.list_bytes:
-                groups.append((first, number, held))
-                first, seen, held, more = number, set(), 0, size_of(lists)
-            seen |= lists
-            held += more
-        return [*groups, (first, len(lists_mp), held)]
+    def _pieces(self, wanted: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+        """These lists in parts that fit into memory, in their order; one list always fits."""
+        ends = np.cumsum(sizes[wanted]) * entry_bytes(self.factory, self.d)
+        pieces, start = [], 0
+        while start < len(wanted):
+            before = int(ends[start - 1]) if start else 0
+            stop = int(np.searchsorted(ends, before + self.list_bytes, side="right"))
+            pieces.append(wanted[start : max(stop, start + 1)])
+            start = max(stop, start + 1)
+        return pieces
 
     @contextlib.contextmanager
     def _loaded(
         self,
-        lists_mp: np.ndarray,
+        wanted: np.ndarray,
         index: Any,
         starts: np.ndarray,
         sizes: np.ndarray,
         memory: np.ndarray,
     ) -> Iterator[None]:
         """Within it the index has these lists, in this memory, and no others."""
-        import faiss
-
-        wanted = np.unique(lists_mp[lists_mp >= 0])
+        faiss = faiss_module()
         there = np.zeros(len(sizes), dtype=np.uint64)
         there[wanted] = sizes[wanted]
-        lengths = sizes[wanted] * self._entry_bytes
+        lengths = sizes[wanted] * entry_bytes(self.factory, self.d)
         self.file.read(starts[wanted], lengths, out=memory[: lengths.sum()])
         # These lists are made for a file that is mapped into memory. Here that memory is another,
         # so that nothing is copied.

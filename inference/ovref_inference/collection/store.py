@@ -21,7 +21,7 @@ from ovref_inference.collection.opening import (
     read_manifest,
     read_partitions,
 )
-from ovref_inference.collection.partitions import THREADS, in_threads
+from ovref_inference.collection.threads import THREADS, in_threads
 from ovref_inference.errors import CollectionError
 from ovref_inference.places import (
     describe,

@@ -1,5 +1,6 @@
 """The support set: what a search of the collection found."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,7 +18,7 @@ class References(Protocol):
     """(n, d_textual)."""
 
     @property
-    def nouns(self) -> list[str]: ...
+    def nouns(self) -> Sequence[str]: ...
 
     def noun_rows(self, ids: np.ndarray) -> np.ndarray: ...
 

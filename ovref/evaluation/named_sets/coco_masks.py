@@ -11,7 +11,7 @@ import numpy as np
 from ovref.class_files import ClassList, check_distinct
 from ovref.corpora.json_stream import stream_items
 from ovref.errors import InputError
-from ovref.evaluation.metrics_panoptic import VOID, PanopticMap
+from ovref.evaluation.metrics_panoptic import VOID, TruePanoptic
 from ovref.evaluation.named_sets.opening import Example, LabelledSet, check_sizes, read_image
 from ovref.evaluation.named_sets.panoptic import labels_of_segments
 from ovref.evaluation.named_sets.rules import IGNORE
@@ -125,7 +125,7 @@ def _segments(
     size_hw: tuple[int, int],
     classes: Mapping[int, int],
     rest: int | None,
-) -> PanopticMap:
+) -> TruePanoptic:
     """The segments in drawing order; pixels without a mask are of class `rest`, or void."""
     ids_hw = np.full(size_hw, VOID, dtype=np.int32)
     labels: dict[int, int] = {}
@@ -145,4 +145,4 @@ def _segments(
         ids_hw[ids_hw == VOID] = len(masks) + 1
     present = set(np.unique(ids_hw).tolist())  # without those that are completely covered
     labels = {id_: label for id_, label in labels.items() if id_ in present}
-    return PanopticMap(ids_hw=ids_hw, labels=labels, crowd=frozenset(crowd & present))
+    return TruePanoptic(ids_hw=ids_hw, labels=labels, crowd=frozenset(crowd & present))

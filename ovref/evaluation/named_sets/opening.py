@@ -15,7 +15,7 @@ import numpy as np
 
 from ovref.class_files import ClassList, list_of_file
 from ovref.errors import InputError
-from ovref.evaluation.metrics_panoptic import PanopticMap
+from ovref.evaluation.metrics_panoptic import TruePanoptic
 from ovref.evaluation.named_sets.bundled_classes import bundled_list
 from ovref.evaluation.named_sets.context_json import context_values
 from ovref.evaluation.named_sets.definitions import SETS
@@ -49,7 +49,7 @@ class Example:
     """(H, W, 3) uint8 RGB, upright."""
     label_hw: np.ndarray
     """(H, W) int32 positions in the class list, or IGNORE (-1)."""
-    panoptic: PanopticMap | None = None
+    panoptic: TruePanoptic | None = None
     """True segments; None if the set has none."""
 
 
@@ -171,7 +171,7 @@ class _Reader:
             panoptic=panoptic,
         )
 
-    def _panoptic(self, image_id: str, label_path: Path) -> PanopticMap | None:
+    def _panoptic(self, image_id: str, label_path: Path) -> TruePanoptic | None:
         if self._found.segments is not None:
             return panoptic_file(label_path, self._found.segments[image_id])
         if self._found.layout.instances:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ovref.corpora.json_stream import stream_items
 from ovref.errors import InputError
-from ovref.evaluation.metrics_panoptic import VOID, PanopticMap
+from ovref.evaluation.metrics_panoptic import VOID, TruePanoptic
 from ovref.evaluation.named_sets.label_files import colours, panoptic_ids
 from ovref.evaluation.named_sets.rules import IGNORE
 
@@ -74,7 +74,7 @@ def _segments(annotation: Mapping[str, Any], classes: Mapping[int, int]) -> Inde
     )
 
 
-def panoptic_file(path: Path, segments: IndexedSegments) -> PanopticMap:
+def panoptic_file(path: Path, segments: IndexedSegments) -> TruePanoptic:
     """The segments of a panoptic PNG.
 
     Raises:
@@ -87,10 +87,10 @@ def panoptic_file(path: Path, segments: IndexedSegments) -> PanopticMap:
             f"{path} has {len(unknown)} segments that its JSON file lacks, for instance id "
             f"{min(unknown)}: the two files do not belong together"
         )
-    return PanopticMap(ids_hw=ids_hw, labels=segments.classes, crowd=segments.crowd)
+    return TruePanoptic(ids_hw=ids_hw, labels=segments.classes, crowd=segments.crowd)
 
 
-def ade_instances(path: Path, label_hw: np.ndarray, categories: tuple[int, ...]) -> PanopticMap:
+def ade_instances(path: Path, label_hw: np.ndarray, categories: tuple[int, ...]) -> TruePanoptic:
     """ADE20k's segments: each stuff class of the class map, then each instance on top.
 
     Pixels of a thing class without an instance are void.
@@ -124,10 +124,10 @@ def ade_instances(path: Path, label_hw: np.ndarray, categories: tuple[int, ...])
             )
         labels[len(labels) + 1] = categories[found[0] - 1]
         ids_hw[mask_hw] = len(labels)
-    return PanopticMap(ids_hw=ids_hw, labels=labels)
+    return TruePanoptic(ids_hw=ids_hw, labels=labels)
 
 
-def labels_of_segments(panoptic: PanopticMap) -> np.ndarray:
+def labels_of_segments(panoptic: TruePanoptic) -> np.ndarray:
     """(H, W) int32 class of each pixel's segment, IGNORE without one."""
     ids, inverse = np.unique(panoptic.ids_hw, return_inverse=True)
     classes = [IGNORE if each == VOID else panoptic.labels[each] for each in ids.tolist()]

@@ -1,6 +1,5 @@
 """The explorer's data as plain values: a collection and the build that made it."""
 
-import bisect
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ovref.contract import base_key, part_of_key
 from ovref.errors import InputError, StorageError
@@ -150,7 +150,8 @@ class Library:
         if order == "count":
             rows = opened.by_count
         if text:
-            rows = [row for row in rows if text in names[row]]
+            has = pc.match_substring(names.array, text).to_pylist()
+            rows = [row for row in rows if has[row]]
             rows.sort(key=lambda row: not names[row].startswith(text))
         page = rows[start : start + count]
         return {
@@ -367,8 +368,8 @@ def _tables(url: str) -> list[Path]:
 
 def _row(collection: ReferenceCollection, name: str) -> int:
     """The row of a noun. Raises InputError if it is not in the vocabulary."""
-    row = bisect.bisect_left(collection.nouns, name)
-    if row == len(collection.nouns) or collection.nouns[row] != name:
+    row = collection.nouns.find(name)
+    if row is None:
         raise InputError(f"the vocabulary has no noun {name!r}")
     return row
 

@@ -1,14 +1,18 @@
 """`ovref convert collection`: an undivided collection becomes a partitioned one."""
 
 import contextlib
+import shutil
+import tempfile
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ovref.config import STRICT
 from ovref.errors import InputError
 from ovref.locations import absolute_local
-from ovref.reduce.convert import convert_collection
+from ovref.reduce.convert import conversion
+from ovref.reduce.partitioned import make_partitions
 from ovref.reduce.published import SCATTER
 from ovref.storage.file_store import Store
 from ovref_inference.collection import format as fmt
@@ -39,7 +43,8 @@ def convert(
     """See `ovref.reduce.convert.convert_collection`. The same call resumes one that was killed.
 
     Raises:
-        InputError: `output` is on the Hub, or in the collection at `source`.
+        InputError: `output` is on the Hub, or in the collection at `source`, or it or `work`
+            cannot be written.
         ConfigError: `work` is not on this machine.
     """
     if output.startswith(hub.PREFIX):
@@ -55,19 +60,25 @@ def convert(
     target = Store.open(output)
     given = None if config.work is None else absolute_local(config.work, "work")
     work = work_folder(target, given)
+    throttled = Throttle(say, config.engine.progress_seconds)
+    job = conversion(
+        source,
+        partition_references,
+        output=target,
+        work=work,
+        run_tasks=reduce_tasks.spread(config.engine, target.child(SCATTER), shared=True),
+        report=lambda phase, done, total: throttled(f"collection: {phase}, {done}/{total}"),
+    )
+    if target.is_local:
+        _check_writable(Path(target.url), "NEW")
+    _check_writable(work, "work")
     say(f"collection: converting {source} to {output}")
     started = time.monotonic()
-    throttled = Throttle(say, config.engine.progress_seconds)
     with ray_left_as_found():
-        result = convert_collection(
-            source,
-            partition_references,
-            output=target,
-            work=work,
-            run_tasks=reduce_tasks.spread(config.engine, target.child(SCATTER), shared=True),
-            report=lambda phase, done, total: throttled(f"collection: {phase}, {done}/{total}"),
-        )
+        result = make_partitions(job)
     if given is None:
+        if target.is_local:  # the folder is this collection's own
+            _remove_leftovers(work, job.wanted)
         with contextlib.suppress(OSError):  # others may work there too
             work.rmdir()
     say(f"collection: {_made(result, target)}")
@@ -75,8 +86,30 @@ def convert(
     return result
 
 
+def _check_writable(folder: Path, name: str) -> None:
+    """Raises InputError unless files can be made in a folder, which is created."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{name}: no files can be written in {folder} ({error.strerror}); choose another folder"
+        ) from error
+
+
+def _remove_leftovers(work: Path, wanted: str) -> None:
+    """Removes the folders and locks of conversions that were killed and differ from this one, which
+    somebody else may still be making."""
+    for path in work.glob("*"):
+        if wanted[:12] in path.name:
+            continue
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def _made(result: dict[str, Any], target: Store) -> str:
-    """What the conversion has made, in words; `result` is from `convert_collection`."""
+    """What the conversion has made, in words; `result` is from `make_partitions`."""
     parts, most = result["partitions"], result["largest_partition"]
     text = f"{parts} partition{'s' * (parts != 1)}, of at most {most} references"
     manifest = fmt.parse_manifest(target.read(fmt.MANIFEST), target.url)

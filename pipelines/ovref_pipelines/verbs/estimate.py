@@ -290,6 +290,7 @@ def _collection(
         stored = MANIFEST_BYTES + flow * (4 * numbers - saved + ROW_BYTES)
         # Prototypes in float16, a noun's embedding in float32.
         stored += nouns * (2 * config.reduce.prototypes.k * visual + 4 * textual)
+        stored += work.list_index_bytes
     return StepEstimate(
         step=COLLECTION, records=flow, done=round(flow) if there else 0, seconds=seconds,
         alone_seconds=alone, stored=stored, requests=requests,

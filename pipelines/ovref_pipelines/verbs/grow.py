@@ -29,7 +29,7 @@ from ovref.storage.file_store import Store
 from ovref_inference.collection import hub
 from ovref_inference.collection import store as collections
 from ovref_inference.collection.reference_collection import ReferenceCollection
-from ovref_pipelines import recipe, shipped
+from ovref_pipelines import preflight, recipe, shipped
 from ovref_pipelines.build_config import BuildConfig, output_of, with_absolute_places
 from ovref_pipelines.output import BUILD, FOLDER, build_config, is_collection, open_build
 from ovref_pipelines.recipe import BuildSummary, Say
@@ -102,7 +102,8 @@ def plan(grow: Grow) -> Plan:
     Raises:
         InputError: the collection, its settings or the class list are not there, its images were
             not generated, or no caption can be written.
-        MismatchError: the output is of another growth.
+        MismatchError: the output is of another growth, or the collection is partitioned and the
+            build would not be, or the reverse.
         OvrefError: the text encoder or the tagger cannot be loaded.
     """
     collection, settings = _opened(grow)
@@ -118,6 +119,7 @@ def plan(grow: Grow) -> Plan:
     }  # fmt: skip
     output = Store.open(absolute(grow.output, "output"))
     config = _config(grow, asked, settings, output.url)
+    preflight.check_base(config.base, config.reduce, config.embed)
     if output.exists(GROWN):
         return _resumed(output, asked, classes, config)
     if output.exists(BUILD):

@@ -34,7 +34,9 @@ from ovref.exchange.photographs import Photograph
 from ovref.storage.file_store import Store
 from ovref.stored_images import UnusableImageError
 from ovref_inference import ReferenceCollection
+from ovref_inference.collection import hub
 from ovref_inference.collection.class_support import ClassSupport
+from ovref_inference.models import MINIATURE
 from ovref_inference.proposers.config import (
     FcClipConfig,
     MaskFormerConfig,
@@ -45,6 +47,7 @@ from ovref_inference.proposers.config import (
 from ovref_inference.segmenters.regions import semantic
 from ovref_inference.segmenters.retclip import Labelled, RetClipSegmenter
 from ovref_pipelines.bar import bar
+from ovref_pipelines.output import is_collection
 from ovref_pipelines.tool_arguments import TRAINED
 
 Say = Callable[[str], None]
@@ -225,7 +228,15 @@ def method_settings(job: Job, collection: ReferenceCollection | None) -> Any:
         kind = METHODS[job.method][1]
         own = fitting(kind(), collection)
     tree = dump(own)
-    return load_tree(kind, tree, f"the settings of {job.method}", job.settings)
+    settings = load_tree(kind, tree, f"the settings of {job.method}", job.settings)
+    place = getattr(settings, "weights", "")
+    elsewhere = place.startswith((MINIATURE, hub.PREFIX))
+    if collection is None and not elsewhere and is_collection(place):
+        raise ConfigError(
+            f"{place} is a collection, but {job.method} segments with trained weights: give the "
+            "output of ovref train in its place, or beside it by --set weights=FOLDER"
+        )
+    return settings
 
 
 class Worker:

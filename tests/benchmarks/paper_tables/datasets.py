@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ovref.evaluation.datasets import open_scenes
-from ovref.evaluation.metrics_panoptic import PanopticMap
+from ovref.evaluation.metrics_panoptic import TruePanoptic
 from ovref.evaluation.named_sets.label_folder import seen_of
 from ovref.evaluation.named_sets.opening import LabelledSet
 from ovref.identity import fingerprint
@@ -29,7 +29,7 @@ class Dataset:
     """Colours of classes in pictures, sRGB in [0, 255]; other classes get arbitrary ones."""
     things: tuple[bool, ...] | None = None
     """Whether each class is a thing; None if unknown."""
-    panoptic: tuple[PanopticMap, ...] | None = None
+    panoptic: tuple[TruePanoptic, ...] | None = None
     """True segments with instances, one map per image; None if unknown."""
     seen: tuple[bool, ...] | None = None
     """Whether each class was seen in training; None without a split."""

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from ovref.evaluation.cached import CachedModels, CachedProposer, RegionProposer
-from ovref.evaluation.metrics_panoptic import PanopticMap
 from ovref.evaluation.oracle import oracle_proposer
 from ovref.evaluation.predictions import Prediction
 from ovref_inference.collection.reference_collection import ReferenceCollection
@@ -186,7 +185,7 @@ def _of_regions(
         found.append(
             Prediction(
                 labels_hw=semantic(regions).labels_hw,
-                panoptic=PanopticMap(ids_hw=segments.ids_hw, labels=segments.labels),
+                panoptic=segments,
                 scores=segments.scores,
             )
         )

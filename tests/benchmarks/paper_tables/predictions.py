@@ -12,7 +12,7 @@ import numpy as np
 
 from ovref.evaluation.datasets import true_instances
 from ovref.evaluation.metrics_ap import AveragePrecision, match_detections
-from ovref.evaluation.metrics_panoptic import PanopticMap, PanopticQuality, panoptic_of_labels
+from ovref.evaluation.metrics_panoptic import PanopticQuality, TruePanoptic, panoptic_of_labels
 from ovref.evaluation.metrics_semantic import (
     confusion,
     iou_of_counts,
@@ -164,7 +164,7 @@ def _confusion(data: Dataset, predictions: Sequence[Prediction]) -> np.ndarray:
 
 
 def _segments(
-    truth: Sequence[PanopticMap], things: Sequence[bool], predictions: Sequence[Prediction]
+    truth: Sequence[TruePanoptic], things: Sequence[bool], predictions: Sequence[Prediction]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(n, classes) sums of matched IoU and (n, 3, classes) segment counts, as in `Evaluation`."""
     ious, segments = [], []
@@ -190,7 +190,7 @@ def _quality(things: Sequence[bool], ious: np.ndarray, segments: np.ndarray) -> 
 
 
 def _ap(
-    truth: Sequence[PanopticMap], things: Sequence[bool], predictions: Sequence[Prediction]
+    truth: Sequence[TruePanoptic], things: Sequence[bool], predictions: Sequence[Prediction]
 ) -> float:
     average = AveragePrecision(len(things))
     for true, predicted in zip(truth, predictions, strict=True):

@@ -465,7 +465,7 @@ def rewrite(folder: Path, change) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tree: tree.update(format_version=6), "version 6, this program reads 1, 2, 3, 4, 5"),
+        (lambda tree: tree.update(format_version=7), "version 7, this program reads 1, 2, 3,"),
         (lambda tree: tree.update(format_version=4), "not a manifest of format version 4"),
         (lambda tree: tree.update(format_version=3), "stores embeddings as 'float16'"),
         (lambda tree: tree.update(embeddings="int8"), "stores embeddings as 'int8'"),

@@ -158,5 +158,5 @@ def test_a_manifest_that_is_not_plain_json_is_refused(built):
 def test_widths_of_noun_embeddings(tmp_path):
     empty = {name: [] for name in fmt.NOUN_SCHEMA.names}
     fmt.write_table(tmp_path / "x", fmt.NOUN_SCHEMA, empty)
-    assert read_nouns(tmp_path / "x")["noun"] == []
+    assert read_nouns(tmp_path / "x").names == []
     assert pa.types.is_float32(fmt.NOUN_SCHEMA.field("embedding").type.value_type)

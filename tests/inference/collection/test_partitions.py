@@ -18,7 +18,7 @@ from ovref_inference import CollectionError, ReferenceCollection
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import index as indexes
 from ovref_inference.collection import opening, remote, store
-from ovref_inference.collection.partitions import JoinedIndex
+from ovref_inference.collection.joined_index import JoinedIndex
 from ovref_inference.collection.parts import TunedIndex
 from ovref_inference.collection.prototypes import make_prototypes
 from ovref_inference.collection.remote import RemoteVectors
@@ -415,9 +415,9 @@ def test_inverted_lists_are_read_where_they_are(built, small_blocks, tmp_path):
 
     many = Lists({"boat": 300, "cat": 200, "dog": 250, "lion": 3, "tree": 200})
     divided = Divided(many, GROUPS, tmp_path / "scratch", str(tmp_path / "collection"))
-    fsspec.filesystem("memory").put(f"{divided.url}/", "/lists/", recursive=True)
+    fsspec.filesystem("memory").put(f"{divided.url}/", "/inverted/", recursive=True)
     with (
-        ReferenceCollection.open("memory://lists", cache=tmp_path / "cache") as collection,
+        ReferenceCollection.open("memory://inverted", cache=tmp_path / "cache") as collection,
         ReferenceCollection.open(divided.url) as local,
     ):
         inside = [part.index for part in collection._textual_index._parts]
@@ -431,26 +431,20 @@ def test_inverted_lists_are_read_where_they_are(built, small_blocks, tmp_path):
         assert (found.ids >= 0).sum(1).tolist() == [953] * 5
 
 
-@pytest.mark.parametrize("deleted", [[], [3, 40, fmt.PARTITION_IDS, 2 * fmt.PARTITION_IDS + 7]])
-def test_lists_of_all_partitions_compete(deleted):
-    """Against the same choice of lists in numpy."""
-    rng, k, nprobe = np.random.default_rng(0), 5, 3
-    curve = [fmt.SearchPoint(k=k, nprobe=nprobe, recall=0.9, worst_tenth=0.8)]
-    centres = rng.standard_normal((3, 6))
-    rows = [l2_normalised(c + rng.standard_normal((200, 6))).astype(np.float16) for c in centres]
-    parts = [TunedIndex(indexes.build_index(own, "IVF8,SQfp16"), curve) for own in rows]
-    exact = TunedIndex(indexes.build_index(rows[0][:30]), [])
-    queries = l2_normalised(rng.standard_normal((40, 6)))
-    scores, ids = JoinedIndex([*parts, exact], 1).search(queries, k, np.array(deleted, np.int64))
-    of_centroids = [queries @ part.index.quantizer.reconstruct_n(0, 8).T for part in parts]
-    probed = []
+def by_comparing_all(parts, rows, queries, k, nprobe, deleted):
+    """The k nearest references of each query in the lists that compete, in numpy, and how many
+    lists are read; the last part is exact."""
+    of_centroids = [
+        queries @ part.index.quantizer.reconstruct_n(0, part.lists).T for part in parts[:-1]
+    ]
+    every, probed, last = [], [], len(parts) - 1
     for at, query in enumerate(queries):
         near = [np.argsort(-cosines[at])[:nprobe] for cosines in of_centroids]
         ends = [c[at][lists[[0, -1]]].tolist() for c, lists in zip(of_centroids, near, strict=True)]
         least = max(ends)[1]
-        there = {3 * fmt.PARTITION_IDS + i: own for i, own in enumerate(rows[0][:30])}
+        there = {last * fmt.PARTITION_IDS + i: own for i, own in enumerate(rows[last])}
         lists_read = 0
-        for number, (part, lists) in enumerate(zip(parts, near, strict=True)):
+        for number, (part, lists) in enumerate(zip(parts[:-1], near, strict=True)):
             for one in (one for one in lists if of_centroids[number][at][one] >= least - 1e-7):
                 size = part.index.invlists.list_size(int(one))
                 own = faiss.rev_swig_ptr(part.index.invlists.get_ids(int(one)), size)
@@ -459,9 +453,85 @@ def test_lists_of_all_partitions_compete(deleted):
         probed.append(lists_read)
         best = sorted((-float(v.astype(np.float32) @ query), i) for i, v in there.items()
                       if i not in deleted)[:k]  # fmt: skip
-        assert ids[at].tolist() == [i for _, i in best]
-        np.testing.assert_allclose(-scores[at], [score for score, _ in best], atol=1e-6)
-    assert nprobe <= min(probed) and np.mean(probed) < 2.7 * nprobe
+        every.append(([i for _, i in best], [-score for score, _ in best]))
+    return every, probed
+
+
+K, NPROBE = 5, 3
+CURVE = [fmt.SearchPoint(k=K, nprobe=NPROBE, recall=0.9, worst_tenth=0.8)]
+
+
+def competing(count=3, lists=8):
+    """Parts, the last of which is exact, their rows, queries, and an index over their lists that
+    compares all of them."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((count, 6))
+    rows = [l2_normalised(c + rng.standard_normal((200, 6))).astype(np.float16) for c in centres]
+    parts = [TunedIndex(indexes.build_index(own, f"IVF{lists},SQfp16"), CURVE) for own in rows]
+    exact = TunedIndex(indexes.build_index(rows[0][:30]), [])
+    centroids = np.concatenate([one.index.quantizer.reconstruct_n(0, lists) for one in parts])
+    over = faiss.index_factory(6, "IVF4,Flat", faiss.METRIC_INNER_PRODUCT)
+    over.train(centroids)
+    over.add(centroids)
+    points = [fmt.SearchPoint(k=1, nprobe=4, recall=1.0, worst_tenth=1.0)]
+    queries = l2_normalised(rng.standard_normal((40, 6))).astype(np.float32)
+    return [*parts, exact], [*rows, rows[0][:30]], queries, TunedIndex(over, points)
+
+
+@pytest.mark.parametrize("by_index", [False, True], ids=["comparing all", "by an index"])
+@pytest.mark.parametrize("deleted", [[], [3, 40, fmt.PARTITION_IDS, 2 * fmt.PARTITION_IDS + 7]])
+def test_lists_of_all_partitions_compete(deleted, by_index):
+    """Against the same choice of lists in numpy."""
+    parts, rows, queries, lists = competing()
+    joined = JoinedIndex(parts, 1, lists if by_index else None)
+    scores, ids = joined.search(queries, K, np.array(deleted, np.int64))
+    expected, probed = by_comparing_all(parts, rows, queries, K, NPROBE, deleted)
+    for at, (wanted, of_wanted) in enumerate(expected):
+        assert ids[at].tolist() == wanted
+        np.testing.assert_allclose(scores[at], of_wanted, atol=1e-6)
+    assert min(probed) >= NPROBE and np.mean(probed) < 2.7 * NPROBE
+
+
+@pytest.mark.parametrize("by_index", [False, True], ids=["comparing all", "by an index"])
+def test_more_is_read_where_lists_hold_too_few(by_index):
+    """Until there are enough, or until all are found."""
+    parts, rows, queries, lists = competing(count=6)
+    joined = JoinedIndex(parts, 4, lists if by_index else None)
+    gone = np.sort(np.concatenate([np.arange(150) + n * fmt.PARTITION_IDS for n in range(6)]))
+    every = {n * fmt.PARTITION_IDS + i: v for n, own in enumerate(rows) for i, v in enumerate(own)}
+    left = {i: v.astype(np.float32) for i, v in every.items() if i not in set(gone.tolist())}
+    for k in (40, 329, 331, 2000):
+        scores, ids = joined.search(queries[:7], k, gone)
+        assert ((ids >= 0).sum(axis=1) == min(k, len(left))).all()
+        for query, own, of_own in zip(queries, ids, scores, strict=False):
+            found = own[own >= 0].tolist()
+            assert len(set(found)) == len(found) and set(found) <= left.keys()
+            np.testing.assert_allclose(
+                of_own[own >= 0], [left[i] @ query for i in found], atol=1e-6
+            )
+    assert set(ids[0][ids[0] >= 0].tolist()) == left.keys()
+
+
+def test_partitions_without_a_near_list_are_not_touched():
+    parts, _, queries, lists = competing(count=12)
+    asked = []
+
+    class Watched(TunedIndex):
+        def nearest_lists(self, *_):
+            raise AssertionError("centroids of a partition were compared")
+
+        def search_lists(self, *arguments):
+            asked.append(self)
+            return super().search_lists(*arguments)
+
+    watched = [Watched(part.index, part.curve) for part in parts]
+    joined = JoinedIndex(watched, 1, lists)
+    for query in queries:
+        asked.clear()
+        found = joined.search(query[None], K, np.zeros(0, np.int64))
+        assert 1 <= len(asked) < 12
+        expected = JoinedIndex(parts, 1).search(query[None], K, np.zeros(0, np.int64))
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import pickle
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,7 +21,7 @@ from ovref_inference.collection import format as fmt
 from ovref_inference.collection import index as indexes
 from ovref_inference.collection import opening, remote, store
 from ovref_inference.collection.exact import faiss_module
-from ovref_inference.collection.remote import BlockCache, RemoteFile, RemoteVectors
+from ovref_inference.collection.remote import BlockCache, Layout, RemoteFile, RemoteVectors
 from ovref_inference.collection.remote_index import RemoteIndex
 
 COUNTS = {"boat": 400, "cat": 300, "dog": 250, "lion": 3, "tree": 200}
@@ -109,8 +110,8 @@ def test_a_collection_on_s3_answers_as_a_local_one(large, s3, tmp_path):
         again = pickle.loads(pickle.dumps(collection))
         np.testing.assert_array_equal(again.visual[:3], built.visual[:3])
         again.close()
-    # Only the tombstones were copied; the rest is there in blocks.
-    assert [path.suffix for path in tmp_path.iterdir() if path.is_file()] == [".parquet"]
+    # Nothing was copied; what was read is there in blocks.
+    assert not [path for path in tmp_path.iterdir() if path.is_file()]
     with ReferenceCollection.open(cache=tmp_path / "all", copy=True, **s3) as copied:
         assert isinstance(copied.visual, np.memmap)
         assert_equal(answers(copied, built), expected)
@@ -273,6 +274,46 @@ def test_rows_of_vectors(tmp_path, file):
         RemoteVectors(short)
 
 
+def test_the_header_of_a_matrix_of_the_expected_size_is_not_read(tmp_path, file):
+    rows = np.random.default_rng(0).standard_normal((300, 7)).astype(np.float16)
+    fmt.write_vectors(tmp_path / "rows.npy", rows)
+    files, content = file[0].fs, (tmp_path / "rows.npy").read_bytes()
+    files.pipe_file("/rows", content)
+    Counting.asked = 0
+    for name, shape, dtype, asked in (
+        ("same", (300, 7), "<f2", 0), ("wider", (300, 8), "<f2", 1), ("int8", (300, 7), "i1", 1),
+    ):  # fmt: skip
+        remote_file = RemoteFile(files, "/rows", len(content), name, file[0].cache)
+        vectors = RemoteVectors(remote_file, Layout(shape, np.dtype(dtype)))
+        assert Counting.asked == asked
+        assert (vectors.shape, vectors.dtype) == ((300, 7), np.float16)
+        np.testing.assert_array_equal(vectors[[299, 0, 5]], rows[[299, 0, 5]])
+        Counting.asked = 0
+
+
+def test_references_are_checked_when_they_are_first_read(large, tmp_path):
+    built, folder = large
+    files = fsspec.filesystem("memory")
+    files.put(f"{folder}/", "/swapped/", recursive=True)
+    manifest = fmt.parse_manifest(files.cat_file("/swapped/collection.json"), "x")
+    table = fmt.open_table(folder / "references.parquet", fmt.REFERENCE_SCHEMA).read()
+    for name, changed, message in (
+        ("fewer", table.slice(0, 1000), "has 1000 rows, the collection 1153 references"),
+        ("moved", table.set_column(0, "id", [table.column(0).to_numpy() + 1]), "row numbers as id"),
+    ):
+        fmt.write_table(tmp_path / "x", fmt.REFERENCE_SCHEMA, changed.to_pydict())
+        content = (tmp_path / "x").read_bytes()
+        files.pipe_file("/swapped/references.parquet", content)
+        info = fmt.FileInfo(path="references.parquet", bytes=len(content), sha256=name)
+        other = dataclasses.replace(manifest, files=manifest.files | {"references": info})
+        files.pipe_file("/swapped/collection.json", fmt.manifest_bytes(other))
+        with ReferenceCollection.open("memory://swapped", cache=tmp_path / "cache") as collection:
+            collection.search_text(built.noun_embeddings, k=3)
+            with pytest.raises(CollectionError, match=message):
+                collection.rows([3])
+    files.rm("/swapped", recursive=True)
+
+
 def test_what_cannot_be_read_is_said(file):
     found, _ = file
     missing = RemoteFile(found.fs, "/nothing", 100, "none", found.cache)
@@ -304,8 +345,11 @@ def plain_server(large):
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_server_without_ranges_needs_a_copy(large, plain_server, tmp_path):
-    with pytest.raises(CollectionError, match=r"does not serve ranges.*copy=True"):
-        ReferenceCollection.open(plain_server, cache=tmp_path)
+    with (
+        pytest.raises(CollectionError, match=r"does not serve ranges.*copy=True"),
+        ReferenceCollection.open(plain_server, cache=tmp_path) as collection,
+    ):
+        collection.search_text(large[0].noun_embeddings, k=3)
     with ReferenceCollection.open(plain_server, cache=tmp_path, copy=True) as collection:
         assert len(collection) == len(large[0].visual)
 
@@ -331,11 +375,11 @@ def test_searches_of_several_threads_some_of_which_fail(large, tmp_path, monkeyp
     built, folder = large
     path = folder / fmt.FILES["textual_index"]
     fs = MemoryFileSystem()
-    fs.pipe_file("/lists", path.read_bytes())
-    file = RemoteFile(fs, "/lists", path.stat().st_size, "0" * 64, BlockCache(tmp_path))
+    fs.pipe_file("/one_index", path.read_bytes())
+    file = RemoteFile(fs, "/one_index", path.stat().st_size, "0" * 64, BlockCache(tmp_path))
     rows, dim = built.textual.shape
     index = RemoteIndex(file, rows, dim, FACTORY)
-    index.list_bytes = 1  # the lists of each query by themselves
+    index.list_bytes = 1  # each list by itself
     params = faiss_module().SearchParametersIVF(nprobe=3)
     local = indexes.read_index(path, rows=rows, dim=dim)
     wanted = local.search(built.noun_embeddings, 7, params=params)
@@ -348,9 +392,10 @@ def test_searches_of_several_threads_some_of_which_fail(large, tmp_path, monkeyp
 
     np.testing.assert_array_equal(search(0), wanted)
     read, calls = file.read, itertools.count()
+    lists = len(np.unique(local.quantizer.search(built.noun_embeddings, 3)[1]))
 
     def unreliable(*args, **options):
-        if next(calls) % 7 == 6:
+        if next(calls) % (2 * lists + 1) == 2 * lists:
             raise CollectionError("gone")
         return read(*args, **options)
 
@@ -377,3 +422,28 @@ def test_what_is_read_in_small_parts_costs_few_bytes(tmp_path):
         np.testing.assert_array_equal(found, wanted)
         blocks = [path for path in cache.folder.rglob("*") if path.is_file()]
         assert 180 <= sum(path.stat().st_size for path in blocks) <= most
+
+
+def test_small_blocks_stay_in_memory_within_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "_MEMORY_BYTES", 500)
+    content = np.random.default_rng(0).integers(0, 256, 1_050, dtype=np.uint8)
+    fs = Counting(skip_instance_cache=True)
+    fs.pipe_file("/small", content.tobytes())
+    Counting.asked = 0
+    cache = BlockCache(tmp_path / "blocks")
+    file = RemoteFile(fs, "/small", len(content), "a", cache, 100)
+    others = RemoteFile(fs, "/small", len(content), "b", cache)
+
+    def held():
+        return [block for _, block in cache._held]
+
+    np.testing.assert_array_equal(others.read([0], [1_050]), content)
+    assert held() == []  # of large blocks none
+    wanted = np.r_[content[250:550], content[720:730]]
+    np.testing.assert_array_equal(file.read([250, 720], [300, 10]), wanted)
+    assert held() == [2, 3, 4, 5, 7] and Counting.asked == 3
+    shutil.rmtree(cache.folder)
+    np.testing.assert_array_equal(file.read([299], [2]), content[299:301])
+    assert held() == [4, 5, 7, 2, 3] and Counting.asked == 3
+    np.testing.assert_array_equal(file.read([1_000], [50]), content[1_000:])
+    assert held() == [5, 7, 2, 3, 10] and cache._held_bytes == 450

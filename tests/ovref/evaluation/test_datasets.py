@@ -7,7 +7,7 @@ from PIL import Image
 from ovref.config import dump, parse
 from ovref.errors import ConfigError, InputError
 from ovref.evaluation.datasets import open_scenes, panoptic_truth, true_instances
-from ovref.evaluation.metrics_panoptic import PanopticMap
+from ovref.evaluation.metrics_panoptic import TruePanoptic
 from ovref.evaluation.named_sets.label_folder import LabelFolder, open_label_folder
 from ovref.miniature.scenes import render
 from ovref.miniature.shapes import CLASSES, STUFF, THINGS
@@ -80,7 +80,7 @@ def test_void_belongs_to_no_segment_and_instances_have_one_class():
 
 
 def test_instances_are_the_segments_of_things():
-    panoptic = PanopticMap(
+    panoptic = TruePanoptic(
         ids_hw=np.array([[1, 2, 3, 0]]), labels={1: 0, 2: 1, 3: 1}, crowd=frozenset({3})
     )
     found = true_instances(panoptic, (False, True))

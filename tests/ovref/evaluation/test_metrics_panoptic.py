@@ -7,11 +7,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from ovref.evaluation.datasets import true_instances
 from ovref.evaluation.metrics_panoptic import (
-    PanopticMap,
     PanopticQuality,
+    TruePanoptic,
     panoptic_of_labels,
 )
+from ovref_inference.segmenters.regions import Panoptic
 
 THINGS = (True, True, True, False, False)
 
@@ -106,7 +108,7 @@ def random_map(rng, size, void):
 def random_image(rng, size=12):
     ids_hw, labels = random_map(rng, size, void=rng.random() < 0.7)
     crowd = frozenset(s for s, c in labels.items() if THINGS[c] and rng.random() < 0.25)
-    truth = PanopticMap(ids_hw=ids_hw, labels=labels, crowd=crowd)
+    truth = TruePanoptic(ids_hw=ids_hw, labels=labels, crowd=crowd)
     if rng.random() < 0.7:  # a damaged copy of the truth, so that much is matched
         moved = np.roll(ids_hw, int(rng.integers(-1, 2)), axis=int(rng.integers(2)))
         moved[rng.random((size, size)) < 0.1] = int(rng.integers(0, 9))
@@ -115,9 +117,9 @@ def random_image(rng, size=12):
             for s in np.unique(moved).tolist()
             if s
         }
-        return truth, PanopticMap(ids_hw=moved, labels=other)
+        return truth, TruePanoptic(ids_hw=moved, labels=other)
     ids_hw, labels = random_map(rng, size, void=True)
-    return truth, PanopticMap(ids_hw=ids_hw, labels=labels)
+    return truth, TruePanoptic(ids_hw=ids_hw, labels=labels)
 
 
 def test_random_data_sets_equal_the_slow_reference():
@@ -140,11 +142,11 @@ def row(*segments):
         ids += [0 if label is None else number] * length
         if label is not None:
             labels[number] = label
-    return PanopticMap(ids_hw=np.array([ids]), labels=labels)
+    return TruePanoptic(ids_hw=np.array([ids]), labels=labels)
 
 
 def crowded(panoptic, *segments):
-    return PanopticMap(ids_hw=panoptic.ids_hw, labels=panoptic.labels, crowd=frozenset(segments))
+    return TruePanoptic(ids_hw=panoptic.ids_hw, labels=panoptic.labels, crowd=frozenset(segments))
 
 
 EDGES = {
@@ -182,9 +184,9 @@ def test_edge_cases(name):
 
 
 def test_a_listed_true_segment_without_pixels_is_missed():
-    truth = PanopticMap(ids_hw=np.ones((2, 2), int), labels={1: 0, 5: 1})
+    truth = TruePanoptic(ids_hw=np.ones((2, 2), int), labels={1: 0, 5: 1})
     counted = PanopticQuality(THINGS)
-    counted.add(truth, PanopticMap(ids_hw=np.ones((2, 2), int), labels={1: 0}))
+    counted.add(truth, TruePanoptic(ids_hw=np.ones((2, 2), int), labels={1: 0}))
     assert counted.counts[:, 1].tolist() == [0, 0, 1]
 
 
@@ -204,11 +206,11 @@ def test_bad_maps_are_refused_and_count_nothing():
     good = row((0, 4))
     for truth, predicted, message in (
         (good, row((0, 5)), r"differ in shape: \(1, 4\) and \(1, 5\)"),
-        (PanopticMap(ids_hw=np.ones((1, 4)), labels={1: 0}), good, "truth must hold integer ids"),
-        (good, PanopticMap(ids_hw=good.ids_hw, labels={}), r"prediction has no label for \[1\]"),
-        (good, PanopticMap(ids_hw=good.ids_hw, labels={1: 5}), "labels lie in 0 to 4"),
-        (good, PanopticMap(ids_hw=good.ids_hw, labels={1: 0, 0: 0}), "ids start at 1"),
-        (good, PanopticMap(ids_hw=good.ids_hw, labels={1: 0, 2: 0}), r"found segments \[2\]"),
+        (TruePanoptic(ids_hw=np.ones((1, 4)), labels={1: 0}), good, "truth must hold integer ids"),
+        (good, TruePanoptic(ids_hw=good.ids_hw, labels={}), r"prediction has no label for \[1\]"),
+        (good, TruePanoptic(ids_hw=good.ids_hw, labels={1: 5}), "labels lie in 0 to 4"),
+        (good, TruePanoptic(ids_hw=good.ids_hw, labels={1: 0, 0: 0}), "ids start at 1"),
+        (good, TruePanoptic(ids_hw=good.ids_hw, labels={1: 0, 2: 0}), r"found segments \[2\]"),
         (good, crowded(good, 1), "must have pixels and not be crowds"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -227,3 +229,11 @@ def test_a_label_map_gives_parts_of_things_and_whole_stuff():
 
 def test_a_label_map_of_nothing_has_no_segments():
     assert panoptic_of_labels(np.full((2, 2), -1), THINGS).labels == {}
+
+
+def test_predicted_segments_as_segmenters_return_them():
+    ids_hw = np.ones((2, 3), np.int64)
+    predicted, quality = Panoptic(ids_hw=ids_hw, labels={1: 0}), PanopticQuality([True])
+    quality.add(TruePanoptic(ids_hw=ids_hw, labels={1: 0}), predicted)
+    assert quality.scores().all.pq == 1
+    assert true_instances(predicted, [True]).crowd.tolist() == [False]

@@ -32,6 +32,9 @@ from ovref.errors import CollectionError, ConfigError, InputError, MismatchError
 from ovref.reduce import FilterSpec, ReduceSpec
 from ovref.reduce.compact import compact
 from ovref.reduce.convert import convert_collection
+from ovref.reduce.grow import check_same_encoders
+from ovref.reduce.made_from import made_by
+from ovref.reduce.published import read_published
 from ovref.storage.file_store import Store
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import store as collections
@@ -345,6 +348,18 @@ def test_from_the_hub(made, converted, tmp_path, monkeypatch):
     assert convert("hf://me/them/x", target) == converted[1]
     assert content(target) == content(converted[0])
     hub.close()
+
+
+def test_one_that_does_not_say_how_it_was_embedded_is_not_grown(made, old, tmp_path):
+    manifest = json.loads((old / fmt.MANIFEST).read_text())
+    del manifest["build"]["embed"]
+    (old / fmt.MANIFEST).write_text(json.dumps(manifest))
+    convert(old, tmp_path / "new")
+    base = Store.open(str(tmp_path / "new"))
+    with pytest.raises(CollectionError, match="cannot be grown: its manifest lacks `embed`"):
+        check_same_encoders(
+            base.url, read_published(base).manifest, made_by(EMBED, (), None)
+        )
 
 
 def test_what_cannot_be_converted(made, old, tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ovref.class_files import ClassList
 from ovref.errors import InputError
-from ovref.evaluation.metrics_panoptic import PanopticMap
+from ovref.evaluation.metrics_panoptic import TruePanoptic
 from ovref.evaluation.named_sets.label_folder import LabelFolder
 from ovref.evaluation.named_sets.opening import Example, LabelledSet
 from ovref.miniature.shapes import CLASSES
@@ -148,7 +148,7 @@ def test_an_image_without_a_shown_class_gives_way_to_the_next():
 
 def panoptic_set(ids_hw, labels, crowd=()):
     data = labelled_set([np.vectorize(lambda one: labels.get(one, -1))(ids_hw).astype(np.int32)])
-    found = PanopticMap(ids_hw=ids_hw, labels=labels, crowd=frozenset(crowd))
+    found = TruePanoptic(ids_hw=ids_hw, labels=labels, crowd=frozenset(crowd))
     return replace(data, read=lambda name: replace(data.read(name), panoptic=found))
 
 

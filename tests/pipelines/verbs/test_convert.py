@@ -125,7 +125,9 @@ def test_from_s3_to_s3(old, new, tmp_path, capsys, s3_environment):
         ("old", "taken", {}, "is not empty (it has file.txt): convert into a new folder"),
         ("old", "new", {"most": 0}, "must be 1 or more, found 0"),
         ("old", "new", {"most": "many"}, "invalid int value: 'many'"),
-        ("old", "new", {"more": ["reduce.seed=1"]}, "unknown key reduce"),
+        ("old", "new", {"more": ["reduce.seed=1"]}, "keeps the settings that OLD was reduced with"),
+        ("old", "/proc/none", {}, "NEW: no files can be written in /proc"),
+        ("old", "new", {"more": ["work=/proc/none"]}, "work: no files can be written in /proc"),
         ("old", "new", {"more": ["work=s3://bucket/x"]}, "work must be on this machine"),
         ("new", "newer", {"first": True}, "is partitioned already"),
     ],
@@ -142,8 +144,31 @@ def test_what_is_refused(old, tmp_path, capsys, source, target, more, says):
         capsys, source, target, local, *more.get("more", ()), most=more.get("most", 40)
     )
     assert code == 2 and out == "" and says in err and "Traceback" not in err
+    assert "converting" not in err.replace(says, "") or more.get("first")
     assert not (old / "new").exists()
     assert target == old or not (tmp_path / "new" / "_scatter").exists()
+
+
+def test_a_killed_one_with_another_number_leaves_nothing(old, tmp_path, capsys):
+    left = tmp_path / "new" / "_reduce" / "00000-0123456789ab"
+    left.mkdir(parents=True)
+    (left / "visual.npy").write_bytes(b"half")
+    for name in ("00000-0123456789ab", "0123456789abcdef"):
+        left.with_name(f"{name}.lock").touch()  # a killed process removes none
+    assert convert(capsys, old, tmp_path / "new", "engine.engine=local")[0] == 0
+    assert not left.parent.exists()
+
+
+def test_another_conversion_of_the_same_collection_says_what_differs(old, tmp_path, capsys):
+    shutil.copytree(old, tmp_path / "fewer")
+    local = "engine.engine=local"
+    assert convert(capsys, tmp_path / "fewer", tmp_path / "new", local)[0] == 0
+    code, _, err = convert(capsys, tmp_path / "fewer", tmp_path / "new", local, most=50)
+    assert code == 2 and "with --partition-references 40, now it is 50" in err
+    store.tombstone(str(tmp_path / "fewer"), range(7), "blurred")
+    code, _, err = convert(capsys, tmp_path / "fewer", tmp_path / "new", local)
+    assert code == 2 and "when other references were deleted there (0, now 7)" in err
+    assert "ovref tombstone" in err
 
 
 def test_models_need_their_classes(capsys):
