@@ -73,10 +73,10 @@ def t5_tokenizer(max_length: int):
     return tokenizer
 
 
-def t5_encoder(tokenizer, width: int):
+def t5_encoder(tokenizer, width: int, d_kv: int = 8, d_ff: int = 37):
     from transformers import T5Config, T5EncoderModel
 
-    config = T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=37, num_layers=2,
+    config = T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=d_kv, d_ff=d_ff, num_layers=2,
                       num_heads=4)  # fmt: skip
     return T5EncoderModel(config).eval()
 
@@ -209,12 +209,13 @@ def pixart(folder: Path) -> Path:
     tokenizer = t5_tokenizer(512)
     network = diffusers.PixArtTransformer2DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=3,
-        cross_attention_dim=32, sample_size=16, caption_channels=24,
+        cross_attention_dim=32, sample_size=16, caption_channels=64,
         use_additional_conditions=False,
     )  # fmt: skip
     diffusers.PixArtSigmaPipeline(
         transformer=sharpened(network), vae=vae(4), tokenizer=tokenizer,
-        text_encoder=t5_encoder(tokenizer, 24),
+        # Sizes that bitsandbytes' own layout for AVX-512 needs: multiples of 64 in, of 32 out.
+        text_encoder=t5_encoder(tokenizer, 64, d_kv=16, d_ff=64),
         scheduler=diffusers.DPMSolverMultistepScheduler(),
     ).save_pretrained(folder)  # fmt: skip
     return folder

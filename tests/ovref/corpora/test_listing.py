@@ -189,8 +189,9 @@ def test_unknown_and_uninstalled_protocols_say_what_to_do(tmp_path, monkeypatch,
     error = InputError if url.startswith("foo") else MissingPackageError
     for module in ("gcsfs", "adlfs", "s3fs", "aiohttp", "huggingface_hub"):
         monkeypatch.setitem(sys.modules, module, None)
-    # fsspec remembers the classes of protocols that other tests have used.
+    # fsspec remembers the classes of protocols that other tests have used, Python the module.
     monkeypatch.delitem(_registry, url.partition(":")[0], raising=False)
+    monkeypatch.delitem(sys.modules, "fsspec.implementations.http", raising=False)
     (tmp_path / "c.json").write_text('{"images": [], "annotations": [{"caption": "a cat"}]}')
     with pytest.raises(error, match=message):
         texts(url)
