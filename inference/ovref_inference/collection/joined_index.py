@@ -15,7 +15,7 @@ from ovref_inference.collection.threads import in_threads
 _MORE = 4
 """How many times as many lists are asked for again, if those were too few."""
 _AT_ONCE = 1 << 20
-"""Pairs of a query and a list that are compared at a time: some 50 MB."""
+"""Pairs of a query and a list that are compared at a time: some 100 MB."""
 _NONE = np.zeros(0, dtype=np.int64)
 
 
@@ -69,10 +69,11 @@ class JoinedIndex:
             best.scores[wanted], best.ids[wanted] = exact_scores[wanted], exact_ids[wanted]
             need = np.minimum(nprobes * times, self._sizes)
             every = bool((need == self._sizes)[nprobes > 0].all())
-            near = self._all(len(wanted), nprobes) if every else self._near(queries[wanted], need)
-            self._search_lists(queries, k, excluded, wanted, near, best)
             if every:
+                self._search_every_list(queries, k, excluded, wanted, nprobes, best)
                 break
+            near = self._near(queries[wanted], need)
+            self._search_lists(queries, k, excluded, wanted, near, best)
             # Those whose lists hold too few are looked for in more.
             wanted, times = np.flatnonzero((best.ids >= 0).sum(axis=1) < there), 4 * times
         return best.scores, best.ids
@@ -98,14 +99,27 @@ class JoinedIndex:
 
         in_threads(search_one, near.by_part(), self._threads)
 
-    def _all(self, count: int, nprobes: np.ndarray) -> "_Lists":
-        """All lists of those that have any to probe, for each of so many queries."""
-        sizes = np.where(nprobes > 0, self._sizes, 0)
-        parts = np.repeat(np.arange(len(sizes)), sizes)
-        lists = np.arange(len(parts)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        rows = np.repeat(np.arange(count), len(parts))
-        found = np.tile(parts, count), np.tile(lists, count)
-        return _Lists(rows, *found, np.zeros(len(rows), dtype=np.float32))
+    def _search_every_list(
+        self,
+        queries: np.ndarray,
+        k: int,
+        excluded: np.ndarray,
+        wanted: np.ndarray,
+        nprobes: np.ndarray,
+        best: "_Best",
+    ) -> None:
+        """Adds what the `wanted` queries find in all lists. Names those of one part at a time: of
+        all parts they would take gigabytes."""
+
+        def search_one(number: int) -> None:
+            lists = np.tile(np.arange(self._sizes[number]), (len(wanted), 1))
+            cosines = np.zeros(lists.shape, dtype=np.float32)
+            found = self._parts[number].search_lists(
+                queries[wanted], k, cosines, lists, self._deleted(number, excluded)
+            )
+            best.add(wanted, found[0], _global(found[1], number))
+
+        in_threads(search_one, np.flatnonzero(nprobes).tolist(), self._threads)
 
     def _near(self, queries: np.ndarray, need: np.ndarray) -> "_Lists":
         """The lists in which each query is looked for.
@@ -115,19 +129,25 @@ class JoinedIndex:
         """
         if self._lists is not None:
             return self._near_by_index(queries, need, self._lists)
-        numbers = np.flatnonzero(need)
-        each = in_threads(
-            lambda number: self._parts[number].nearest_lists(queries, int(need[number])),
-            numbers.tolist(), self._threads,
-        )  # fmt: skip
-        cosines, lists = (np.concatenate(kind, axis=1) for kind in zip(*each, strict=True))
-        parts = np.tile(np.repeat(numbers, need[numbers]), (len(queries), 1))
-        order = np.argsort(-cosines, axis=1, kind="stable")
-        cosines, lists, parts = (
-            np.take_along_axis(values, order, axis=1) for values in (cosines, lists, parts)
-        )
-        rows, columns = np.nonzero(_chosen(cosines, parts, need)[0])
-        return _Lists(rows, *(values[rows, columns] for values in (parts, lists, cosines)))
+        numbers, found = np.flatnonzero(need), list[_Lists]()
+        step = max(1, _AT_ONCE // int(need.sum()))
+        for start in range(0, len(queries), step):
+            some = queries[start : start + step]
+
+            def of_one(number: int, some: np.ndarray = some) -> tuple[np.ndarray, np.ndarray]:
+                return self._parts[number].nearest_lists(some, int(need[number]))
+
+            each = in_threads(of_one, numbers.tolist(), self._threads)
+            cosines, lists = (np.concatenate(kind, axis=1) for kind in zip(*each, strict=True))
+            parts = np.tile(np.repeat(numbers, need[numbers]), (len(some), 1))
+            order = np.argsort(-cosines, axis=1, kind="stable")
+            cosines, lists, parts = (
+                np.take_along_axis(values, order, axis=1) for values in (cosines, lists, parts)
+            )
+            rows, columns = np.nonzero(_chosen(cosines, parts, need)[0])
+            near = (values[rows, columns] for values in (parts, lists, cosines))
+            found.append(_Lists(start + rows, *near))
+        return _Lists.joined(found)
 
     def _near_by_index(
         self, queries: np.ndarray, need: np.ndarray, index: TunedIndex
@@ -149,8 +169,7 @@ class JoinedIndex:
                 found.append(_Lists(some[rows], *(values[rows, columns] for values in near)))
                 later.append(some[~enough])
             pending, count = np.concatenate(later), min(_MORE * count, total)
-        every = zip(*map(_Lists.flat, found), strict=True)
-        return _Lists(*(np.concatenate(values) for values in every))
+        return _Lists.joined(found)
 
     def _deleted(self, number: int, excluded: np.ndarray) -> np.ndarray:
         """Those of the sorted ids that are in a partition, as its own."""
@@ -171,6 +190,12 @@ class _Lists:
     """(n,) number of the list in it."""
     cosines: np.ndarray
     """(n,) float32."""
+
+    @staticmethod
+    def joined(every: list["_Lists"]) -> "_Lists":
+        """The pairs of all, one after the other."""
+        values = zip(*map(_Lists.flat, every), strict=True)
+        return _Lists(*map(np.concatenate, values))
 
     def flat(self) -> tuple[np.ndarray, ...]:
         return self.rows, self.parts, self.lists, self.cosines

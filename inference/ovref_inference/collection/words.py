@@ -57,6 +57,9 @@ class Words(Sequence[str]):
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Words, (self.array,)  # what it reads by cannot be pickled
+
     def __repr__(self) -> str:
         shown = ", ".join(map(repr, self[:3]))
         return f"Words({len(self)}: {shown}{', ...' if len(self) > 3 else ''})"
@@ -98,8 +101,9 @@ def find_in(words: Sequence[str], word: str) -> int | None:
 
 
 def are_sorted(array: pa.StringArray) -> bool:
-    """Whether the words ascend, each once."""
-    return bool(pc.all(pc.less(array[:-1], array[1:])).as_py() is not False)
+    """Whether the words ascend, each once, without nulls."""
+    ascend = pc.all(pc.less(array[:-1], array[1:]), min_count=0).as_py()
+    return bool(ascend and not array.null_count)
 
 
 def repeated(array: pa.StringArray) -> list[str]:

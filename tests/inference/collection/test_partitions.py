@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import faiss
@@ -17,7 +18,7 @@ from hub_server import Hub
 from ovref_inference import CollectionError, ReferenceCollection
 from ovref_inference.collection import format as fmt
 from ovref_inference.collection import index as indexes
-from ovref_inference.collection import opening, remote, store
+from ovref_inference.collection import joined_index, opening, remote, store
 from ovref_inference.collection.joined_index import JoinedIndex
 from ovref_inference.collection.parts import TunedIndex
 from ovref_inference.collection.prototypes import make_prototypes
@@ -510,6 +511,24 @@ def test_more_is_read_where_lists_hold_too_few(by_index):
                 of_own[own >= 0], [left[i] @ query for i in found], atol=1e-6
             )
     assert set(ids[0][ids[0] >= 0].tolist()) == left.keys()
+
+
+@pytest.mark.parametrize("k", [K, 3 * K], ids=["some lists", "all lists"])
+def test_memory_does_not_hold_all_lists_for_all_queries(k, monkeypatch):
+    """20,000 queries and 96 lists are 54 MB as pairs, before they are sorted."""
+    parts, _, queries, _ = competing(count=12)
+    many = np.tile(queries, (500, 1))
+    expected = JoinedIndex(parts[:-1], 1).search(queries, k, np.zeros(0, np.int64))
+    monkeypatch.setattr(joined_index, "_AT_ONCE", 1 << 12)
+    tracemalloc.start()
+    try:
+        found = JoinedIndex(parts[:-1], 1).search(many, k, np.zeros(0, np.int64))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_allclose(found[0], np.tile(expected[0], (500, 1)), atol=1e-6)
+    np.testing.assert_array_equal(found[1], np.tile(expected[1], (500, 1)))
+    assert peak < 32 << 20
 
 
 def test_partitions_without_a_near_list_are_not_touched():

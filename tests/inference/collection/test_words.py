@@ -1,5 +1,7 @@
 """The sorted vocabulary, against a list of Python's."""
 
+import pickle
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -28,6 +30,15 @@ def test_it_reads_like_a_list(texts):
     assert "\n".join(words) == "\n".join(texts)
     np.testing.assert_array_equal(np.array(words), np.array(texts))
     assert are_sorted(words.array) and not repeated(words.array)
+
+
+def test_it_can_be_sent_to_another_process(texts):
+    words = pickle.loads(pickle.dumps(Words(pa.array(texts, pa.string()))))
+    assert words == texts and [words.index(word) for word in texts] == list(range(len(texts)))
+
+
+def test_words_with_a_null_are_not_sorted():
+    assert not are_sorted(pa.array(["a", None, "b"])) and not are_sorted(pa.array([None, "b"]))
 
 
 def test_it_finds_words(texts):
