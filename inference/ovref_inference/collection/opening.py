@@ -85,7 +85,8 @@ def opened(
             not copied; their sizes are checked, their checksums are not. None copies all. Smaller
             files, and indexes without inverted lists, are copied anyway; tables of references and
             of tombstones never are.
-        in_place_bytes: None takes `IN_PLACE_BYTES`.
+        in_place_bytes: None takes `IN_PLACE_BYTES`. With fewer, references and tombstones are read
+            in place however small they are.
         cache, verify: as in `store.fetch`.
 
     Raises:
@@ -145,11 +146,11 @@ def _block_bytes(role: str) -> int | None:
 
 
 def _readable_in_place(manifest: fmt.AnyManifest, role: str, least: int) -> bool:
-    if role in ("partition_tree", "references", "tombstones") or role in fmt.LISTS:
-        # Opening does not read them; of tombstones it does where there are some. A search reads
-        # parts of the lists.
-        return True
-    if manifest.files[role].bytes < least:
+    if role == "partition_tree" or role in fmt.LISTS:
+        return True  # only growing reads the one, a search parts of the others
+    if role in ("references", "tombstones") and least < IN_PLACE_BYTES:
+        return True  # of many partitions, where opening would copy what nobody may read
+    if manifest.files[role].bytes < least or role == "tombstones":
         return False
     if role not in ("visual_index", "textual_index"):
         return True
