@@ -28,8 +28,8 @@ class RenewedLists:
         """
         Args:
             folder: for files of about the size of the indexes; created.
-            manifest: of the collection; if it has no such indexes, neither gets it any.
-            partitions: of which there are so many.
+            manifest: of the collection; if it has no such indexes, none are made.
+            partitions: number of partitions.
         """
         self._folder, self._manifests = folder, list[fmt.Manifest]()
         self._asked = queries_of_each(partitions)

@@ -113,7 +113,7 @@ def make_list_index(
 
 
 def queries_of_each(indexes: int) -> int:
-    """How many embeddings `read_lists` takes from each of so many indexes."""
+    """Number of embeddings that `read_lists` takes from each of this number of indexes."""
     return -(-RECALL_QUERIES // indexes)
 
 

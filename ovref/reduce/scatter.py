@@ -92,7 +92,8 @@ def total_counts(counts: StepFolder) -> pa.Table:
 
 
 def _added_up(tables: list[pa.Table]) -> pa.Table:
-    """By UTF-8, which has the order of Python's texts."""
+    """The total number of references of each noun, sorted by UTF-8 bytes, as Python sorts
+    strings."""
     grouped = pa.concat_tables(tables).group_by("noun", use_threads=False)
     summed = grouped.aggregate([("count", "sum")]).sort_by("noun")
     return pa.table([summed.column("noun"), summed.column("count_sum")], schema=COUNTED)

@@ -171,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scratch", type=Path, required=True, help="of reduce_partitioned.py")
     parser.add_argument("--autofaiss", metavar="PYTHON", help="of an environment with autofaiss")
-    parser.add_argument("--memory", default="18GB", help="that autofaiss is told to have")
+    parser.add_argument("--memory", default="18GB", help="memory limit given to autofaiss")
     parser.add_argument("--spare-disk", action="store_true", help="see above")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

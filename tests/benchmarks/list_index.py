@@ -29,7 +29,8 @@ NPROBES = (4, 16, 64)
 
 
 def draw(nouns: int, dimensions: int) -> object:
-    """A function: rng, number, share of the noise -> so many vectors, (n, WIDTH) float32."""
+    """Returns a function that draws (n, WIDTH) float32 vectors, given a generator, n and the share
+    of the noise."""
     from ovref_inference.vectors import l2_normalised
 
     rng = np.random.default_rng(0)

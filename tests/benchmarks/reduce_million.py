@@ -195,7 +195,7 @@ def their_index(
     """autofaiss' index over one matrix; runs in autofaiss' environment.
 
     Args:
-        memory: that autofaiss is told to have.
+        memory: limit given to autofaiss as `current_memory_available`.
         float16: store vectors as float16, in half the memory, which autofaiss does not offer for
             inner products: what makes its empty index is replaced, and nothing else.
     """

@@ -139,11 +139,14 @@ def opened_lists(
     manifest: fmt.PartitionedManifest, paths: Mapping[str, Path | RemoteFile],
     parts: Sequence[Parts],
 ) -> dict[str, TunedIndex]:  # fmt: skip
-    """By role, the indexes over the inverted lists of all partitions; empty if there are none.
+    """Opens the indexes over the inverted lists of all partitions.
 
     Args:
         paths: role -> file, of the whole collection.
         parts: of the partitions.
+
+    Returns:
+        role -> index; empty if the collection has none.
 
     Raises:
         CollectionError: a local one has another number of lists than the partitions, or another

@@ -236,15 +236,13 @@ class RemoteFile:
         if self._small and (content := self.cache.held(self._blocks, block)) is not None:
             return io.BytesIO(content)
         file = self.cache.open(self._blocks, block, self._block_size(block))
-        if not self._small:
-            return file or io.BytesIO(self._fetch([block]))
-        if file is None:
-            content = self._fetch([block])
-        else:
+        file = file or io.BytesIO(self._fetch([block]))
+        if self._small:
             with file:
                 content = file.read()
-        self.cache.hold(self._blocks, block, content)
-        return io.BytesIO(content)
+            self.cache.hold(self._blocks, block, content)
+            return io.BytesIO(content)
+        return file
 
     def _block_size(self, block: int) -> int:
         return min(self.block_bytes, self.size - block * self.block_bytes)
